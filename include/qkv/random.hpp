@@ -1,0 +1,57 @@
+// PyTorch's CPU random numbers, bit for bit (torch 2.15, x86 builds with AVX2 or AVX-512).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "qkv/tensor.hpp"
+
+namespace qkv {
+
+/// torch.Generator('cpu'): a Mersenne Twister (Matsumoto & Nishimura 1998) with PyTorch's ways of drawing from it.
+/// Every draw advances the stream exactly as PyTorch's does, so a program that draws in the same order gets the same
+/// numbers. Copying a Generator copies its place in the stream.
+class Generator {
+public:
+    /// As torch.manual_seed(seed): only the low 32 bits matter, and a cached normal is forgotten.
+    explicit Generator(std::uint64_t seed = default_seed) { manual_seed(seed); }
+    void manual_seed(std::uint64_t seed);
+    [[nodiscard]] std::uint64_t seed() const noexcept { return seed_; }
+
+    /// Raw draws: 32 bits, and 64 bits of which the first draw is the high word.
+    [[nodiscard]] std::uint32_t random();
+    [[nodiscard]] std::uint64_t random64();
+
+    /// torch.rand(shape): uniform in [0, 1).
+    template <class T = float>
+    [[nodiscard]] BasicTensor<T> rand(Shape shape);
+    /// torch.randn(shape): standard normal.
+    template <class T = float>
+    [[nodiscard]] BasicTensor<T> randn(Shape shape);
+
+    /// tensor.uniform_(from, to) on a contiguous tensor: [from, to). Throws unless from <= to, both finite.
+    template <class T>
+    void uniform_(std::span<T> values, double from, double to);
+    /// tensor.normal_(mean, std) on a contiguous tensor; 16 or more values take PyTorch's vector path. std >= 0.
+    template <class T>
+    void normal_(std::span<T> values, double mean, double std);
+    /// tensor.bernoulli_(probability): 1 with that probability, else 0. 0 <= probability <= 1.
+    template <class T>
+    void bernoulli_(std::span<T> values, double probability);
+
+    static constexpr std::uint64_t default_seed = 67280421310721ULL;  // torch's default_rng_seed_val
+
+private:
+    void refill();
+    [[nodiscard]] double uniform_double();
+    [[nodiscard]] double normal_double();
+
+    std::array<std::uint32_t, 624> state_{};
+    std::size_t next_ = 0;
+    std::uint64_t seed_ = 0;
+    std::optional<double> cached_normal_;  // second half of the last scalar Box-Muller pair
+};
+
+}  // namespace qkv
