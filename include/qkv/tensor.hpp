@@ -1,9 +1,9 @@
 // An owning, contiguous, row-major tensor: what the teaching modules take and give, and what files hold.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -84,6 +84,10 @@ private:
 
 using Tensor = BasicTensor<float>;
 using Tensor64 = BasicTensor<double>;
+
+/// Tensors by name, as model files and modules exchange them.
+template <class T>
+using StateDict = std::map<std::string, BasicTensor<T>>;
 
 extern template class BasicTensor<float>;
 extern template class BasicTensor<double>;

@@ -1,0 +1,52 @@
+// Stage 5: queries from one sequence, keys and values from another.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "qkv/nn/linear.hpp"
+#include "qkv/nn/module.hpp"
+
+namespace qkv::nn {
+
+struct CrossAttentionOptions {
+    std::int64_t d_query = 0;   ///< width of the sequence that asks
+    std::int64_t d_source = 0;  ///< width of the sequence that is read
+    std::int64_t d_out = 0;
+    double dropout = 0.0;  ///< probability of dropping a weight in training, 0 to 1
+    std::int64_t num_heads = 1;
+    bool qkv_bias = false;
+};
+
+/// Cross-attention (Bahdanau et al. 2015; Vaswani et al. 2017, section 3.2.3, encoder-decoder attention): weights
+/// [tokens, source tokens] are not square, and no position is in another's future, so nothing is causal.
+/// Parameters W_query [d_out, d_query], W_key and W_value [d_out, d_source], out_proj [d_out, d_out].
+/// A torch.nn.MultiheadAttention state_dict loads too, with or without kdim and vdim.
+template <class T>
+class BasicCrossAttention : public BasicModule<T> {
+public:
+    /// Throws Error(invalid_argument) unless num_heads divides d_out.
+    BasicCrossAttention(const CrossAttentionOptions& options, Generator& generator);
+
+    /// queries [tokens, d_query], source [source tokens, d_source], or both with a leading batch axis
+    /// → [.., tokens, d_out]. `source_mask`, when given, has an entry per source token of every sequence of the batch:
+    /// true = may be attended to. A query none of whose keys may be attended to gets a context of zeros.
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& queries, const BasicTensor<T>& source,
+                                         const Pass<T>& pass = {}, const std::vector<bool>& source_mask = {}) const;
+
+    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
+
+protected:
+    [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
+
+private:
+    CrossAttentionOptions options_;
+    BasicLinear<T> query_, key_, value_, out_proj_;
+};
+
+using CrossAttention = BasicCrossAttention<float>;
+
+extern template class BasicCrossAttention<float>;
+extern template class BasicCrossAttention<double>;
+
+}  // namespace qkv::nn

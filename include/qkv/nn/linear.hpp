@@ -1,0 +1,40 @@
+// y = x Wᵀ + b, as torch.nn.Linear.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "qkv/nn/module.hpp"
+
+namespace qkv::nn {
+
+/// torch.nn.Linear: weight [d_out, d_in] (transposed against the x·W of the formulas), bias [d_out] or none.
+template <class T>
+class BasicLinear {
+public:
+    /// Draws weight, then bias, exactly as PyTorch initialises them: uniform in ±1/√d_in.
+    /// Throws Error(invalid_argument) unless both widths are positive.
+    BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bias, Generator& generator);
+
+    /// x [..., d_in] → [..., d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x) const;
+
+    void visit_parameters(const std::string& prefix, const typename BasicModule<T>::Visitor& visit);
+
+    [[nodiscard]] std::int64_t d_in() const noexcept { return weight_.shape()[1]; }
+    [[nodiscard]] std::int64_t d_out() const noexcept { return weight_.shape()[0]; }
+    [[nodiscard]] const BasicTensor<T>& weight() const noexcept { return weight_; }
+    [[nodiscard]] const std::optional<BasicTensor<T>>& bias() const noexcept { return bias_; }
+
+private:
+    BasicTensor<T> weight_;               // [d_out, d_in]
+    std::optional<BasicTensor<T>> bias_;  // [d_out]
+};
+
+using Linear = BasicLinear<float>;
+
+extern template class BasicLinear<float>;
+extern template class BasicLinear<double>;
+
+}  // namespace qkv::nn

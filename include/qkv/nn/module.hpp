@@ -1,0 +1,65 @@
+// What the attention stages share: named parameters, train and eval, state_dict.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "qkv/random.hpp"
+#include "qkv/tensor.hpp"
+#include "qkv/trace.hpp"
+
+namespace qkv::nn {
+
+/// What one forward call may use besides its input.
+template <class T>
+struct Pass {
+    /// Where dropout in training draws its mask from, as PyTorch draws from its global generator.
+    Generator* generator = nullptr;
+    /// Receives every intermediate tensor by name (docs/notation.md). Changes no bit of the result.
+    BasicTrace<T>* trace = nullptr;
+};
+
+/// Base of the stages. Parameters and buffers carry the names of the usual PyTorch teaching classes, so a state_dict
+/// goes both ways.
+template <class T>
+class BasicModule {
+public:
+    using Visitor = std::function<void(const std::string& name, BasicTensor<T>& tensor)>;
+
+    BasicModule() = default;
+    BasicModule(const BasicModule&) = default;
+    BasicModule(BasicModule&&) noexcept = default;
+    BasicModule& operator=(const BasicModule&) = default;
+    BasicModule& operator=(BasicModule&&) noexcept = default;
+    virtual ~BasicModule() = default;
+
+    /// In training, dropout is active. A new module trains, as in PyTorch.
+    virtual void train(bool on = true) { training_ = on; }
+    void eval() { train(false); }
+    [[nodiscard]] bool training() const noexcept { return training_; }
+
+    /// Calls `visit` for every parameter, in the order in which PyTorch registers (and draws) them.
+    virtual void visit_parameters(const Visitor& visit) = 0;
+
+    /// Parameters and buffers by name, as PyTorch's state_dict().
+    [[nodiscard]] StateDict<T> state_dict() const;
+
+    /// Replaces all parameters. Strict: a missing or unknown name or another shape throws Error(shape_mismatch) that
+    /// names it, and then nothing has changed. Buffers may be absent; when present they must hold this module's values.
+    void load_state_dict(const StateDict<T>& state);
+
+protected:
+    /// Adds the constant tensors that PyTorch's class registers as buffers (the causal `mask`).
+    virtual void add_buffers(StateDict<T>& state) const;
+    /// Rewrites a state_dict of a kindred class (torch.nn.MultiheadAttention) into this module's own names.
+    [[nodiscard]] virtual StateDict<T> translate(StateDict<T> state) const;
+
+private:
+    bool training_ = true;
+};
+
+extern template class BasicModule<float>;
+extern template class BasicModule<double>;
+
+}  // namespace qkv::nn

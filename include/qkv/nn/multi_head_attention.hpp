@@ -1,0 +1,78 @@
+// Stage 4: many heads, first as a list of single heads, then as one projection that is split.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "qkv/nn/causal_attention.hpp"
+#include "qkv/nn/linear.hpp"
+#include "qkv/nn/module.hpp"
+
+namespace qkv::nn {
+
+struct MultiHeadAttentionOptions {
+    std::int64_t d_in = 0;
+    std::int64_t d_out = 0;           ///< wrapper: of each head; MultiHeadAttention: of all heads together
+    std::int64_t context_length = 0;  ///< the longest sequence
+    double dropout = 0.0;             ///< probability of dropping a weight in training, 0 to 1
+    std::int64_t num_heads = 1;
+    bool qkv_bias = false;
+};
+
+/// Several causal heads side by side, their contexts concatenated: [.., tokens, num_heads · d_out].
+/// Parameters of head N are named heads.N.W_query.weight and so on.
+template <class T>
+class BasicMultiHeadAttentionWrapper : public BasicModule<T> {
+public:
+    /// Draws all parameters of the first head, then of the second, ….
+    BasicMultiHeadAttentionWrapper(const MultiHeadAttentionOptions& options, Generator& generator);
+
+    /// x [tokens, d_in] or [batch, tokens, d_in] → [.., tokens, num_heads · d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    void train(bool on = true) override;
+    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
+
+protected:
+    void add_buffers(StateDict<T>& state) const override;
+
+private:
+    std::vector<BasicCausalAttention<T>> heads_;
+};
+
+/// Causal multi-head attention (Vaswani et al. 2017, section 3.2.2): one projection to d_out, split into num_heads of
+/// head_dim = d_out / num_heads, each head attending on its own, their contexts joined and projected once more.
+///
+///     x W_query  [tokens, d_out] → view [tokens, heads, head_dim] → transpose [heads, tokens, head_dim]
+///
+/// Parameters W_query, W_key, W_value (.weight, .bias), out_proj.weight, out_proj.bias; buffer `mask`.
+/// A torch.nn.MultiheadAttention state_dict loads too (in_proj_weight, or q/k/v_proj_weight).
+template <class T>
+class BasicMultiHeadAttention : public BasicModule<T> {
+public:
+    /// Throws Error(invalid_argument) unless num_heads divides d_out.
+    BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator);
+
+    /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
+
+protected:
+    void add_buffers(StateDict<T>& state) const override;
+    [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
+
+private:
+    MultiHeadAttentionOptions options_;
+    BasicLinear<T> query_, key_, value_, out_proj_;
+};
+
+using MultiHeadAttentionWrapper = BasicMultiHeadAttentionWrapper<float>;
+using MultiHeadAttention = BasicMultiHeadAttention<float>;
+
+extern template class BasicMultiHeadAttentionWrapper<float>;
+extern template class BasicMultiHeadAttentionWrapper<double>;
+extern template class BasicMultiHeadAttention<float>;
+extern template class BasicMultiHeadAttention<double>;
+
+}  // namespace qkv::nn

@@ -1,0 +1,9 @@
+// Everything of qkv.
+#pragma once
+
+#include "qkv/error.hpp"
+#include "qkv/io.hpp"
+#include "qkv/nn.hpp"
+#include "qkv/random.hpp"
+#include "qkv/tensor.hpp"
+#include "qkv/trace.hpp"

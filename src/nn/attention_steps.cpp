@@ -1,0 +1,312 @@
+#include "nn/attention_steps.hpp"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "core/check.hpp"
+#include "core/matrix_product.hpp"
+
+namespace qkv::nn {
+
+template <class T>
+void softmax_row(const T* scores, T* weights, std::int64_t n) {
+    constexpr T kMasked = -std::numeric_limits<T>::infinity();
+    T maximum = kMasked;
+    for (std::int64_t i = 0; i < n; ++i) {
+        maximum = std::fmax(maximum, scores[i]);
+    }
+    // An empty row: −∞ − (−∞) would be NaN. Its weights are 0, so its context is 0.
+    if (maximum == kMasked) {
+        std::fill_n(weights, n, T{0});
+        return;
+    }
+    T sum = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+        weights[i] = std::exp(scores[i] - maximum);
+        sum += weights[i];
+    }
+    for (std::int64_t i = 0; i < n; ++i) {
+        weights[i] /= sum;
+    }
+}
+
+namespace {
+
+/// weights V for one n. A masked key's value is skipped, not multiplied by 0: 0 · NaN would be NaN.
+template <class T>
+void add_weighted_values(const T* weights, const T* values, T* context, std::int64_t key_count, std::int64_t width,
+                         std::vector<T>& gathered_weights, std::vector<T>& gathered_values) {
+    gathered_weights.clear();
+    for (std::int64_t key = 0; key < key_count; ++key) {
+        if (weights[key] != 0) {
+            gathered_weights.push_back(weights[key]);
+        }
+    }
+    const auto kept = static_cast<std::int64_t>(gathered_weights.size());
+    gathered_values.resize(static_cast<std::size_t>(kept * width));  // [width, kept]
+    std::int64_t place = 0;
+    for (std::int64_t key = 0; key < key_count; ++key) {
+        if (weights[key] == 0) {
+            continue;
+        }
+        for (std::int64_t column = 0; column < width; ++column) {
+            gathered_values[static_cast<std::size_t>(column * kept + place)] = values[key * width + column];
+        }
+        ++place;
+    }
+    multiply_transposed(gathered_weights.data(), gathered_values.data(), context, 1, width, kept);
+}
+
+}  // namespace
+
+template <class T>
+AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys,
+                                  const BasicTensor<T>& values, const StepMask& mask, const StepDropout& dropout,
+                                  Generator* generator) {
+    const std::int64_t n_count = queries.size(0);
+    const std::int64_t query_count = queries.size(1);
+    const std::int64_t key_count = keys.size(1);
+    const std::int64_t head_dim = queries.size(2);
+    const std::int64_t value_dim = values.size(2);
+    const std::int64_t square = query_count * key_count;
+    const Shape score_shape{n_count, query_count, key_count};
+    AttentionSteps<T> steps;
+
+    // Pass 1: scores = Q Kᵀ
+    steps.scores = BasicTensor<T>(score_shape);
+    for (std::int64_t n = 0; n < n_count; ++n) {
+        multiply_transposed(queries.data() + n * query_count * head_dim, keys.data() + n * key_count * head_dim,
+                            steps.scores.data() + n * square, query_count, key_count, head_dim);
+    }
+
+    // Pass 2: scaled = scores / √head_dim, then −∞ where the mask says no
+    const T root = static_cast<T>(std::sqrt(static_cast<double>(head_dim)));
+    steps.scaled = steps.scores;
+    for (T& score : steps.scaled.values()) {
+        score /= root;
+    }
+    if (mask.any()) {
+        steps.masked = steps.scaled;
+        for (std::int64_t n = 0; n < n_count; ++n) {
+            for (std::int64_t query = 0; query < query_count; ++query) {
+                for (std::int64_t key = 0; key < key_count; ++key) {
+                    if (!mask.allows(n, query, key, key_count)) {
+                        (*steps.masked)(n, query, key) = -std::numeric_limits<T>::infinity();
+                    }
+                }
+            }
+        }
+    }
+
+    // Pass 3: weights = softmax of each row, then dropout
+    const BasicTensor<T>& before_softmax = steps.masked ? *steps.masked : steps.scaled;
+    steps.weights = BasicTensor<T>(score_shape);
+    for (std::int64_t row = 0; row < n_count * query_count; ++row) {
+        softmax_row(before_softmax.data() + row * key_count, steps.weights.data() + row * key_count, key_count);
+    }
+    const bool drops = dropout.training && dropout.probability > 0;
+    if (drops) {
+        if (generator == nullptr) {
+            fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
+                 " in training needs a Generator in the Pass; give one, or call eval()");
+        }
+        const double keep = 1.0 - dropout.probability;
+        steps.dropout_scale = BasicTensor<T>(score_shape);
+        generator->bernoulli_(steps.dropout_scale->values(), keep);
+        steps.dropped_weights = steps.weights;
+        for (std::int64_t i = 0; i < steps.weights.numel(); ++i) {
+            T& scale = steps.dropout_scale->data()[i];
+            scale = scale != 0 ? scale / static_cast<T>(keep) : T{0};
+            steps.dropped_weights->data()[i] *= scale;
+        }
+    }
+
+    // Pass 4: context = weights V
+    const BasicTensor<T>& final_weights = drops ? *steps.dropped_weights : steps.weights;
+    steps.context = BasicTensor<T>({n_count, query_count, value_dim});
+    std::vector<T> gathered_weights;
+    std::vector<T> gathered_values;
+    for (std::int64_t row = 0; row < n_count * query_count; ++row) {
+        add_weighted_values(
+            final_weights.data() + row * key_count, values.data() + row / query_count * key_count * value_dim,
+            steps.context.data() + row * value_dim, key_count, value_dim, gathered_weights, gathered_values);
+    }
+    return steps;
+}
+
+void check_dropout(double p) {
+    if (!(p >= 0.0 && p <= 1.0)) {
+        fail(ErrorCode::invalid_argument, "dropout is ", p, "; expected a probability from 0 to 1");
+    }
+}
+
+void check_heads(std::int64_t d_out, std::int64_t num_heads) {
+    if (num_heads < 1) {
+        fail(ErrorCode::invalid_argument, "num_heads is ", num_heads, "; expected 1 or more");
+    }
+    if (d_out % num_heads == 0) {
+        return;
+    }
+    std::int64_t below = num_heads;
+    while (below > 1 && d_out % below != 0) {
+        --below;
+    }
+    std::int64_t above = num_heads;
+    while (above < d_out && d_out % above != 0) {
+        ++above;
+    }
+    const std::string advice = num_heads > d_out ? concat("try ", d_out) : concat("try ", below, " or ", above);
+    fail(ErrorCode::invalid_argument, "d_out ", d_out, " does not divide by ", num_heads, " heads; ", advice);
+}
+
+void check_context_length(std::int64_t tokens, std::int64_t context_length) {
+    if (tokens > context_length) {
+        fail(ErrorCode::out_of_range, tokens, " tokens are more than the context_length of ", context_length);
+    }
+}
+
+template <class T>
+BasicTensor<T> with_batch(const BasicTensor<T>& x, std::int64_t width, const char* what) {
+    const bool fits = (x.rank() == 2 || x.rank() == 3) && (width < 0 || x.size(-1) == width);
+    if (!fits) {
+        const std::string expected = width < 0 ? "width" : std::to_string(width);
+        fail(ErrorCode::shape_mismatch, what, " has shape ", to_string(x.shape()), "; expected [tokens, ", expected,
+             "] or [batch, tokens, ", expected, "]");
+    }
+    return x.rank() == 3 ? x : x.reshaped({1, x.size(0), x.size(1)});
+}
+
+template <class T>
+BasicTensor<T> without_batch(BasicTensor<T> x, bool input_had_batch) {
+    if (input_had_batch) {
+        return x;
+    }
+    Shape shape(x.shape().begin() + 1, x.shape().end());
+    return std::move(x).reshaped(std::move(shape));
+}
+
+template <class T>
+BasicTensor<T> split_heads(const BasicTensor<T>& x, std::int64_t heads) {
+    const std::int64_t batch = x.size(0);
+    const std::int64_t tokens = x.size(1);
+    const std::int64_t head_dim = x.size(2) / heads;
+    BasicTensor<T> split({batch * heads, tokens, head_dim});
+    for (std::int64_t b = 0; b < batch; ++b) {
+        for (std::int64_t token = 0; token < tokens; ++token) {
+            for (std::int64_t column = 0; column < heads * head_dim; ++column) {
+                split(b * heads + column / head_dim, token, column % head_dim) = x(b, token, column);
+            }
+        }
+    }
+    return split;
+}
+
+template <class T>
+BasicTensor<T> join_heads(const BasicTensor<T>& x, std::int64_t heads) {
+    const std::int64_t batch = x.size(0) / heads;
+    const std::int64_t tokens = x.size(1);
+    const std::int64_t head_dim = x.size(2);
+    BasicTensor<T> joined({batch, tokens, heads * head_dim});
+    for (std::int64_t b = 0; b < batch; ++b) {
+        for (std::int64_t token = 0; token < tokens; ++token) {
+            for (std::int64_t column = 0; column < heads * head_dim; ++column) {
+                joined(b, token, column) = x(b * heads + column / head_dim, token, column % head_dim);
+            }
+        }
+    }
+    return joined;
+}
+
+template <class T>
+BasicTensor<T> causal_buffer(std::int64_t context_length) {
+    BasicTensor<T> buffer({context_length, context_length});
+    for (std::int64_t query = 0; query < context_length; ++query) {
+        for (std::int64_t key = query + 1; key < context_length; ++key) {
+            buffer(query, key) = 1;
+        }
+    }
+    return buffer;
+}
+
+namespace {
+
+/// Rows `third` · d_out onward of a stacked in_proj tensor.
+template <class T>
+BasicTensor<T> third_of(const BasicTensor<T>& stacked, std::int64_t third) {
+    Shape shape = stacked.shape();
+    shape[0] /= 3;
+    const std::int64_t count = element_count(shape);
+    const T* begin = stacked.data() + third * count;
+    return BasicTensor<T>(std::move(shape), std::vector<T>(begin, begin + count));
+}
+
+}  // namespace
+
+template <class T>
+StateDict<T> from_torch_multihead(StateDict<T> state) {
+    const bool stacked = state.contains("in_proj_weight");
+    if (!stacked && !state.contains("q_proj_weight")) {
+        return state;
+    }
+    constexpr const char* kNames[] = {"W_query", "W_key", "W_value"};
+    constexpr const char* kSeparate[] = {"q_proj_weight", "k_proj_weight", "v_proj_weight"};
+    for (std::int64_t third = 0; third < 3; ++third) {
+        const std::string name = kNames[third];
+        for (const auto& [from, to] : {std::pair{"in_proj_weight", ".weight"}, std::pair{"in_proj_bias", ".bias"}}) {
+            if (const auto found = state.find(from); found != state.end()) {
+                if (found->second.rank() == 0 || found->second.size(0) % 3 != 0) {
+                    fail(ErrorCode::shape_mismatch, from, " has shape ", to_string(found->second.shape()),
+                         "; expected three projections stacked along its first dimension");
+                }
+                state.insert_or_assign(name + to, third_of(found->second, third));
+            }
+        }
+        if (auto separate = state.extract(kSeparate[third]); !stacked && !separate.empty()) {
+            state.insert_or_assign(name + ".weight", std::move(separate.mapped()));
+        }
+    }
+    state.erase("in_proj_weight");
+    state.erase("in_proj_bias");
+    // torch.nn.MultiheadAttention(bias=False) has no out_proj.bias; the stages always have one.
+    if (const auto out = state.find("out_proj.weight"); out != state.end() && out->second.rank() == 2) {
+        state.try_emplace("out_proj.bias", Shape{out->second.size(0)});
+    }
+    return state;
+}
+
+template <class T>
+void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTrace<T>& trace) {
+    const auto shown = [&leading](const BasicTensor<T>& tensor) {
+        Shape shape = leading;
+        shape.insert(shape.end(), tensor.shape().begin() + 1, tensor.shape().end());
+        return tensor.reshaped(std::move(shape));
+    };
+    trace.record("scores", shown(steps.scores));
+    trace.record("scaled", shown(steps.scaled));
+    if (steps.masked) {
+        trace.record("masked", shown(*steps.masked));
+    }
+    trace.record("weights", shown(steps.weights));
+    if (steps.dropped_weights) {
+        trace.record("dropout_scale", shown(*steps.dropout_scale));
+        trace.record("dropped_weights", shown(*steps.dropped_weights));
+    }
+}
+
+#define QKV_INSTANTIATE(T)                                                                                          \
+    template void softmax_row(const T*, T*, std::int64_t);                                                          \
+    template AttentionSteps<T> attention_steps(const BasicTensor<T>&, const BasicTensor<T>&, const BasicTensor<T>&, \
+                                               const StepMask&, const StepDropout&, Generator*);                    \
+    template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                           \
+    template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                                    \
+    template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                       \
+    template BasicTensor<T> join_heads(const BasicTensor<T>&, std::int64_t);                                        \
+    template BasicTensor<T> causal_buffer(std::int64_t);                                                            \
+    template StateDict<T> from_torch_multihead(StateDict<T>);                                                       \
+    template void record_steps(const AttentionSteps<T>&, const Shape&, BasicTrace<T>&);
+QKV_INSTANTIATE(float)
+QKV_INSTANTIATE(double)
+#undef QKV_INSTANTIATE
+
+}  // namespace qkv::nn

@@ -1,0 +1,70 @@
+#include "qkv/nn/linear.hpp"
+
+#include <cmath>
+
+#include "core/check.hpp"
+#include "core/matrix_product.hpp"
+
+namespace qkv::nn {
+
+namespace {
+
+void check_width(const char* what, std::int64_t width) {
+    if (width < 1) {
+        fail(ErrorCode::invalid_argument, what, " is ", width, "; expected 1 or more");
+    }
+}
+
+}  // namespace
+
+template <class T>
+BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bias, Generator& generator) {
+    check_width("d_in", d_in);
+    check_width("d_out", d_out);
+    weight_ = BasicTensor<T>({d_out, d_in});
+    // kaiming_uniform_(a = √5): gain · √3 / √d_in in PyTorch's own double operations, whose result can differ from
+    // 1/√d_in in the last bit of a double.
+    const double slope = std::sqrt(5.0);
+    const double gain = std::sqrt(2.0 / (1.0 + slope * slope));
+    const double weight_bound = std::sqrt(3.0) * (gain / std::sqrt(static_cast<double>(d_in)));
+    generator.uniform_(weight_.values(), -weight_bound, weight_bound);
+    if (with_bias) {
+        const double bias_bound = 1.0 / std::sqrt(static_cast<double>(d_in));
+        bias_.emplace(Shape{d_out});
+        generator.uniform_(bias_->values(), -bias_bound, bias_bound);
+    }
+}
+
+template <class T>
+BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
+    if (x.rank() < 1 || x.size(-1) != d_in()) {
+        fail(ErrorCode::shape_mismatch, "linear layer: input has shape ", to_string(x.shape()), "; expected [..., ",
+             d_in(), "]");
+    }
+    Shape shape = x.shape();
+    shape.back() = d_out();
+    BasicTensor<T> y(std::move(shape));
+    const std::int64_t rows = x.numel() / d_in();
+    multiply_transposed(x.data(), weight_.data(), y.data(), rows, d_out(), d_in());
+    if (bias_) {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            for (std::int64_t column = 0; column < d_out(); ++column) {
+                y.data()[row * d_out() + column] += bias_->data()[column];
+            }
+        }
+    }
+    return y;
+}
+
+template <class T>
+void BasicLinear<T>::visit_parameters(const std::string& prefix, const typename BasicModule<T>::Visitor& visit) {
+    visit(prefix + ".weight", weight_);
+    if (bias_) {
+        visit(prefix + ".bias", *bias_);
+    }
+}
+
+template class BasicLinear<float>;
+template class BasicLinear<double>;
+
+}  // namespace qkv::nn

@@ -1,0 +1,72 @@
+#include "qkv/nn/module.hpp"
+
+#include <utility>
+#include <vector>
+
+#include "core/check.hpp"
+
+namespace qkv::nn {
+
+template <class T>
+StateDict<T> BasicModule<T>::state_dict() const {
+    StateDict<T> state;
+    // Visiting only reads here; one const_cast saves every module a second visitor.
+    const_cast<BasicModule*>(this)->visit_parameters(  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+        [&state](const std::string& name, const BasicTensor<T>& tensor) { state.emplace(name, tensor); });
+    add_buffers(state);
+    return state;
+}
+
+template <class T>
+void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
+    StateDict<T> given = translate(state);
+    const StateDict<T> own = state_dict();
+    std::vector<std::pair<BasicTensor<T>*, BasicTensor<T>*>> moves;
+    const auto check_shape = [](const std::string& name, const Shape& expected, const Shape& found) {
+        if (expected != found) {
+            fail(ErrorCode::shape_mismatch, "tensor '", name, "' has shape ", to_string(found), "; expected ",
+                 to_string(expected));
+        }
+    };
+    visit_parameters([&](const std::string& name, BasicTensor<T>& tensor) {
+        const auto found = given.find(name);
+        if (found == given.end()) {
+            fail(ErrorCode::shape_mismatch, "tensor '", name, "' of shape ", to_string(tensor.shape()), " is missing");
+        }
+        check_shape(name, tensor.shape(), found->second.shape());
+        moves.emplace_back(&tensor, &found->second);
+    });
+    for (const auto& [name, tensor] : given) {
+        const auto expected = own.find(name);
+        if (expected == own.end()) {
+            fail(ErrorCode::shape_mismatch, "tensor '", name, "' of shape ", to_string(tensor.shape()),
+                 " belongs to no parameter of this module");
+        }
+        check_shape(name, expected->second.shape(), tensor.shape());
+    }
+    // What is not a parameter is a buffer: constant, so it must agree.
+    StateDict<T> buffers;
+    add_buffers(buffers);
+    for (const auto& [name, expected] : buffers) {
+        if (const auto found = given.find(name); found != given.end() && found->second != expected) {
+            fail(ErrorCode::invalid_argument, "buffer '", name,
+                 "' is not the causal mask (1 above the diagonal, 0 elsewhere) of this module");
+        }
+    }
+    for (const auto& [to, from] : moves) {
+        *to = std::move(*from);
+    }
+}
+
+template <class T>
+void BasicModule<T>::add_buffers(StateDict<T>& /*state*/) const {}
+
+template <class T>
+StateDict<T> BasicModule<T>::translate(StateDict<T> state) const {
+    return state;
+}
+
+template class BasicModule<float>;
+template class BasicModule<double>;
+
+}  // namespace qkv::nn

@@ -1,0 +1,117 @@
+#include <algorithm>
+#include <utility>
+
+#include "core/check.hpp"
+#include "nn/attention_steps.hpp"
+#include "qkv/nn/multi_head_attention.hpp"
+
+namespace qkv::nn {
+
+namespace {
+
+/// [..., a], [..., b] → [..., a + b], all of the same leading shape.
+template <class T>
+BasicTensor<T> concatenated(const std::vector<BasicTensor<T>>& parts) {
+    Shape shape = parts.front().shape();
+    shape.back() = 0;
+    for (const BasicTensor<T>& part : parts) {
+        shape.back() += part.size(-1);
+    }
+    BasicTensor<T> joined(shape);
+    const std::int64_t rows = parts.front().numel() / std::max<std::int64_t>(parts.front().size(-1), 1);
+    for (std::int64_t row = 0; row < rows; ++row) {
+        auto to = joined.row(row).begin();
+        for (const BasicTensor<T>& part : parts) {
+            to = std::ranges::copy(part.row(row), to).out;
+        }
+    }
+    return joined;
+}
+
+/// Tensors of one shape → [number of them, shape...].
+template <class T>
+BasicTensor<T> stacked(const std::vector<BasicTensor<T>>& parts) {
+    Shape shape = parts.front().shape();
+    shape.insert(shape.begin(), static_cast<std::int64_t>(parts.size()));
+    BasicTensor<T> all(std::move(shape));
+    auto to = all.values().begin();
+    for (const BasicTensor<T>& part : parts) {
+        to = std::ranges::copy(part.values(), to).out;
+    }
+    return all;
+}
+
+}  // namespace
+
+template <class T>
+BasicMultiHeadAttentionWrapper<T>::BasicMultiHeadAttentionWrapper(const MultiHeadAttentionOptions& options,
+                                                                  Generator& generator) {
+    if (options.num_heads < 1) {
+        fail(ErrorCode::invalid_argument, "num_heads is ", options.num_heads, "; expected 1 or more");
+    }
+    for (std::int64_t head = 0; head < options.num_heads; ++head) {
+        heads_.emplace_back(CausalAttentionOptions{.d_in = options.d_in,
+                                                   .d_out = options.d_out,
+                                                   .context_length = options.context_length,
+                                                   .dropout = options.dropout,
+                                                   .qkv_bias = options.qkv_bias},
+                            generator);
+    }
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+    std::vector<BasicTensor<T>> contexts;
+    std::vector<BasicTrace<T>> traces(heads_.size());
+    for (std::size_t head = 0; head < heads_.size(); ++head) {
+        BasicTrace<T>* trace = pass.trace != nullptr ? &traces[head] : nullptr;
+        contexts.push_back(heads_[head].forward(x, {.generator = pass.generator, .trace = trace}));
+    }
+    BasicTensor<T> context = concatenated(contexts);
+    if (pass.trace != nullptr) {
+        pass.trace->record("inputs", x);
+        // Every head wrote down the same names; show them stacked, [heads, ...].
+        for (const auto& [name, first] : traces.front().entries()) {
+            if (name == "inputs" || name == "context") {
+                continue;
+            }
+            std::vector<BasicTensor<T>> of_heads;
+            for (const BasicTrace<T>& trace : traces) {
+                of_heads.push_back(*trace.find(name));
+            }
+            pass.trace->record(name, stacked(of_heads));
+        }
+        pass.trace->record("context", context);
+    }
+    return context;
+}
+
+template <class T>
+void BasicMultiHeadAttentionWrapper<T>::train(bool on) {
+    BasicModule<T>::train(on);
+    for (BasicCausalAttention<T>& head : heads_) {
+        head.train(on);
+    }
+}
+
+template <class T>
+void BasicMultiHeadAttentionWrapper<T>::visit_parameters(const typename BasicModule<T>::Visitor& visit) {
+    for (std::size_t head = 0; head < heads_.size(); ++head) {
+        const std::string prefix = "heads." + std::to_string(head) + ".";
+        heads_[head].visit_parameters(
+            [&](const std::string& name, BasicTensor<T>& tensor) { visit(prefix + name, tensor); });
+    }
+}
+
+template <class T>
+void BasicMultiHeadAttentionWrapper<T>::add_buffers(StateDict<T>& state) const {
+    for (std::size_t head = 0; head < heads_.size(); ++head) {
+        state.emplace("heads." + std::to_string(head) + ".mask",
+                      causal_buffer<T>(heads_[head].options().context_length));
+    }
+}
+
+template class BasicMultiHeadAttentionWrapper<float>;
+template class BasicMultiHeadAttentionWrapper<double>;
+
+}  // namespace qkv::nn
