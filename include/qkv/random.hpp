@@ -1,9 +1,10 @@
 // PyTorch's CPU random numbers, bit for bit (torch 2.15, x86 builds with AVX2 or AVX-512).
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
-#include <random>
 #include <span>
 
 #include "qkv/tensor.hpp"
@@ -51,9 +52,11 @@ public:
     static constexpr std::uint64_t default_seed = 67280421310721ULL;  // torch's default_rng_seed_val
 
 private:
+    void refill();
     [[nodiscard]] double scalar_normal();
 
-    std::mt19937 engine_;
+    std::array<std::uint32_t, 624> state_{};
+    std::size_t next_ = 0;  // state_[next_] is drawn next
     std::uint64_t seed_ = 0;
     std::optional<double> cached_normal_;  // second half of the last scalar Box-Muller pair
 };

@@ -1,5 +1,9 @@
 // The raw stream and what follows from it by a multiply-add or a comparison: uniform and Bernoulli draws.
+//
+// The stream is that of std::mt19937, whose libstdc++ form keeps each word in 64 bits and takes four times as long.
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <utility>
 
 #include "core/check.hpp"
@@ -7,6 +11,15 @@
 
 namespace qkv {
 namespace {
+
+constexpr std::size_t kWords = 624;
+constexpr std::size_t kMiddle = 397;
+
+/// The recurrence: the high bit of one word and the rest of the next, shifted, onto a word further on.
+std::uint32_t twist(std::uint32_t word, std::uint32_t next, std::uint32_t further) {
+    const std::uint32_t joined = (word & 0x80000000U) | (next & 0x7FFFFFFFU);
+    return further ^ (joined >> 1U) ^ ((next & 1U) != 0 ? 0x9908B0DFU : 0U);
+}
 
 template <class T>
 T unit_uniform(Generator& generator);
@@ -27,11 +40,36 @@ double unit_uniform(Generator& generator) {
 
 void Generator::manual_seed(std::uint64_t seed) {
     seed_ = seed;
-    engine_.seed(static_cast<std::uint32_t>(seed));
     cached_normal_.reset();
+    state_[0] = static_cast<std::uint32_t>(seed);
+    for (std::uint32_t i = 1; i < kWords; ++i) {
+        state_[i] = 1812433253U * (state_[i - 1] ^ (state_[i - 1] >> 30U)) + i;
+    }
+    next_ = kWords;
 }
 
-std::uint32_t Generator::random() { return static_cast<std::uint32_t>(engine_()); }
+/// Steps every word of the state once. Three loops, so that none wraps around and the compiler can vectorise them.
+void Generator::refill() {
+    for (std::size_t i = 0; i < kWords - kMiddle; ++i) {
+        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle]);
+    }
+    for (std::size_t i = kWords - kMiddle; i < kWords - 1; ++i) {
+        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle - kWords]);
+    }
+    state_[kWords - 1] = twist(state_[kWords - 1], state_[0], state_[kMiddle - 1]);
+    next_ = 0;
+}
+
+std::uint32_t Generator::random() {
+    if (next_ == kWords) {
+        refill();
+    }
+    std::uint32_t word = state_[next_++];
+    word ^= word >> 11U;
+    word ^= (word << 7U) & 0x9D2C5680U;
+    word ^= (word << 15U) & 0xEFC60000U;
+    return word ^ (word >> 18U);
+}
 
 std::uint64_t Generator::random64() {
     const std::uint64_t high = random();

@@ -21,7 +21,7 @@ constexpr std::size_t kPairs = kBlock / 2;
 
 /// c[0] x^(n-1) + ... + c[n-1].
 template <std::size_t n>
-inline float polynomial(float x, const std::array<float, n>& coefficients) {
+float polynomial(float x, const std::array<float, n>& coefficients) {
     float sum = coefficients[0];
     for (std::size_t i = 1; i < n; ++i) {
         sum = std::fma(sum, x, coefficients[i]);
@@ -30,7 +30,7 @@ inline float polynomial(float x, const std::array<float, n>& coefficients) {
 }
 
 /// Natural logarithm of a normal x > 0: x = m 2^e with m in [sqrt(1/2), sqrt(2)), log x = log m + e log 2.
-inline float natural_log(float x) {
+float natural_log(float x) {
     const auto bits = std::bit_cast<std::uint32_t>(x);
     const float half_to_one = std::bit_cast<float>((bits & 0x7FFFFFU) | 0x3F000000U);
     const bool small = half_to_one < std::numbers::sqrt2_v<float> / 2;
@@ -46,7 +46,7 @@ inline float natural_log(float x) {
     return std::fma(e, 0.693359375F, m + tail);
 }
 
-inline double natural_log(double x) { return std::log(x); }
+double natural_log(double x) { return std::log(x); }
 
 template <class T>
 struct SinCos {
@@ -55,7 +55,7 @@ struct SinCos {
 };
 
 /// Sine and cosine of x >= 0, from x less an even number of quarter-pi steps.
-inline SinCos<float> sin_cos(float x) {
+SinCos<float> sin_cos(float x) {
     const std::int32_t octant = (static_cast<std::int32_t>(x * static_cast<float>(4 * std::numbers::inv_pi)) + 1) & ~1;
     const float steps = static_cast<float>(octant);
     float r = x;
@@ -75,11 +75,11 @@ inline SinCos<float> sin_cos(float x) {
     return {.sin = sin_sign * (swapped ? cosine : sine), .cos = cos_sign * (swapped ? sine : cosine)};
 }
 
-inline SinCos<double> sin_cos(double x) { return {.sin = std::sin(x), .cos = std::cos(x)}; }
+SinCos<double> sin_cos(double x) { return {.sin = std::sin(x), .cos = std::cos(x)}; }
 
 /// Turns 16 uniforms into 16 normals: value j and value j + 8 make a pair.
 template <class T>
-inline void box_muller(std::span<T, kBlock> block, T mean, T std) {
+void box_muller(std::span<T, kBlock> block, T mean, T std) {
     for (std::size_t j = 0; j < kPairs; ++j) {
         const T radius = std::sqrt(T{-2} * natural_log(1 - block[j]));
         const SinCos<T> direction = sin_cos(static_cast<T>(2 * std::numbers::pi) * block[j + kPairs]);
