@@ -1,0 +1,119 @@
+// The raw stream and what follows from it by a multiply-add or a comparison: uniform and Bernoulli draws.
+//
+// The stream is that of std::mt19937, whose libstdc++ form keeps each word in 64 bits and takes four times as long.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "core/check.hpp"
+#include "qkv/random.hpp"
+
+namespace qkv {
+namespace {
+
+constexpr std::size_t kWords = 624;
+constexpr std::size_t kMiddle = 397;
+
+/// The recurrence: the high bit of one word and the rest of the next, shifted, onto a word further on.
+std::uint32_t twist(std::uint32_t word, std::uint32_t next, std::uint32_t further) {
+    const std::uint32_t joined = (word & 0x80000000U) | (next & 0x7FFFFFFFU);
+    return further ^ (joined >> 1U) ^ ((next & 1U) != 0 ? 0x9908B0DFU : 0U);
+}
+
+template <class T>
+T unit_uniform(Generator& generator);
+
+/// The low 24 of 32 bits: a float holds no more.
+template <>
+float unit_uniform(Generator& generator) {
+    return static_cast<float>(generator.random() & 0xFFFFFFU) * 0x1p-24F;
+}
+
+/// The low 53 of 64 bits.
+template <>
+double unit_uniform(Generator& generator) {
+    return static_cast<double>(generator.random64() & 0x1F'FFFF'FFFF'FFFFU) * 0x1p-53;
+}
+
+}  // namespace
+
+void Generator::manual_seed(std::uint64_t seed) {
+    seed_ = seed;
+    cached_normal_.reset();
+    state_[0] = static_cast<std::uint32_t>(seed);
+    for (std::uint32_t i = 1; i < kWords; ++i) {
+        state_[i] = 1812433253U * (state_[i - 1] ^ (state_[i - 1] >> 30U)) + i;
+    }
+    next_ = kWords;
+}
+
+/// Steps every word of the state once. Three loops, so that none wraps around and the compiler can vectorise them.
+void Generator::refill() {
+    for (std::size_t i = 0; i < kWords - kMiddle; ++i) {
+        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle]);
+    }
+    for (std::size_t i = kWords - kMiddle; i < kWords - 1; ++i) {
+        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle - kWords]);
+    }
+    state_[kWords - 1] = twist(state_[kWords - 1], state_[0], state_[kMiddle - 1]);
+    next_ = 0;
+}
+
+std::uint32_t Generator::random() {
+    if (next_ == kWords) {
+        refill();
+    }
+    std::uint32_t word = state_[next_++];
+    word ^= word >> 11U;
+    word ^= (word << 7U) & 0x9D2C5680U;
+    word ^= (word << 15U) & 0xEFC60000U;
+    return word ^ (word >> 18U);
+}
+
+std::uint64_t Generator::random64() {
+    const std::uint64_t high = random();
+    return high << 32U | random();
+}
+
+template <class T>
+void Generator::uniform_(std::span<T> values, double from, double to) {
+    const T low = static_cast<T>(from);
+    const T high = static_cast<T>(to);
+    const T width = high - low;
+    if (!(from <= to) || !std::isfinite(low) || !std::isfinite(high) || !std::isfinite(width)) {
+        fail(ErrorCode::invalid_argument, "uniform_: range [", from, ", ", to,
+             "); expected from <= to with from, to and to - from finite");
+    }
+    for (T& value : values) {
+        // One rounding, as in PyTorch's vector builds; the sum may then reach the excluded end.
+        const T scaled = std::fma(unit_uniform<T>(*this), width, low);
+        value = scaled == high ? low : scaled;
+    }
+}
+
+template <class T>
+void Generator::bernoulli_(std::span<T> values, double probability) {
+    if (!(probability >= 0 && probability <= 1)) {
+        fail(ErrorCode::invalid_argument, "bernoulli_: probability is ", probability, "; expected 0 to 1");
+    }
+    for (T& value : values) {
+        value = unit_uniform<double>(*this) < probability ? T{1} : T{0};  // in double for every T
+    }
+}
+
+template <class T>
+BasicTensor<T> Generator::rand(Shape shape) {
+    BasicTensor<T> tensor(std::move(shape));
+    uniform_(tensor.values(), 0, 1);
+    return tensor;
+}
+
+template void Generator::uniform_(std::span<float>, double, double);
+template void Generator::uniform_(std::span<double>, double, double);
+template void Generator::bernoulli_(std::span<float>, double);
+template void Generator::bernoulli_(std::span<double>, double);
+template BasicTensor<float> Generator::rand(Shape);
+template BasicTensor<double> Generator::rand(Shape);
+
+}  // namespace qkv
