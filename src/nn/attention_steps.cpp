@@ -1,5 +1,6 @@
 #include "nn/attention_steps.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -14,7 +15,8 @@ void softmax_row(const T* scores, T* weights, std::int64_t n) {
     constexpr T kMasked = -std::numeric_limits<T>::infinity();
     T maximum = kMasked;
     for (std::int64_t i = 0; i < n; ++i) {
-        maximum = std::fmax(maximum, scores[i]);
+        // Unlike fmax, this keeps a NaN: a row of NaN must not pass for an empty one.
+        maximum = scores[i] > maximum || std::isnan(scores[i]) ? scores[i] : maximum;
     }
     // An empty row: −∞ − (−∞) would be NaN. Its weights are 0, so its context is 0.
     if (maximum == kMasked) {
