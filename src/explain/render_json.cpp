@@ -1,0 +1,96 @@
+// One strict JSON document; docs/explain.md documents every name.
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "qkv/explain.hpp"
+
+namespace qkv::explain {
+
+namespace {
+
+std::string quoted(const std::string& text) { return nlohmann::json(text).dump(); }
+
+std::string quoted_list(const std::vector<std::string>& texts) { return nlohmann::json(texts).dump(); }
+
+/// The shortest digits that read back as the same float; what JSON has no number for as a string.
+void append_number(std::string& out, float value) {
+    if (!std::isfinite(value)) {
+        out += std::isnan(value) ? "\"nan\"" : value > 0 ? "\"inf\"" : "\"-inf\"";
+        return;
+    }
+    std::array<char, 32> digits{};
+    const auto [end, error] = std::to_chars(digits.data(), digits.data() + digits.size(), value);
+    out.append(digits.data(), end);
+}
+
+void write_tensor(const Tensor& tensor, const std::function<void(std::string_view)>& write) {
+    constexpr std::size_t kPiece = std::size_t{1} << 16U;
+    std::string out = R"({"shape":)" + nlohmann::json(tensor.shape()).dump() + R"(,"data":[)";
+    for (std::int64_t i = 0; i < tensor.numel(); ++i) {
+        if (i != 0) {
+            out += ',';
+        }
+        append_number(out, tensor.data()[i]);
+        if (out.size() > kPiece) {
+            write(out);
+            out.clear();
+        }
+    }
+    write(out + "]}");
+}
+
+std::string_view normalise_name(nn::Normalise how) {
+    constexpr std::array<std::string_view, 3> kNames{"sum", "naive", "softmax"};
+    return kNames[static_cast<std::size_t>(how)];
+}
+
+std::string stage_head(const StageReport& stage) {
+    nlohmann::ordered_json head;
+    head["stage"] = stage_name(stage.stage);
+    if (stage.init) {
+        head["init"] = *stage.init == nn::Init::uniform ? "uniform" : "linear";
+    }
+    head["seed"] = stage.seed;
+    if (stage.stage == Stage::simple) {
+        head["normalise"] = normalise_name(stage.normalise);
+    } else {
+        head["heads"] = stage.heads;
+        head["dropout"] = stage.dropout;
+        head["training"] = stage.training;
+    }
+    if (!stage.weights_file.empty()) {
+        head["weights_file"] = stage.weights_file;
+    }
+    head["tokens"] = stage.tokens;
+    if (stage.stage == Stage::cross) {
+        head["source_tokens"] = stage.source_tokens;
+    }
+    head["query"] = {{"index", stage.query + 1}, {"token", stage.tokens[static_cast<std::size_t>(stage.query)]}};
+    head["remarks"] = stage.remarks;
+    return head.dump();
+}
+
+}  // namespace
+
+void write_json(const Report& report, const std::function<void(std::string_view)>& write) {
+    write(R"({"version":1,"tokens":)" + quoted_list(report.tokens) + R"(,"stages":[)");
+    bool first_stage = true;
+    for (const StageReport& stage : report.stages) {
+        std::string head = stage_head(stage);
+        head.pop_back();  // the closing brace: the tensors follow
+        write((first_stage ? "" : ",") + head + R"(,"tensors":{)");
+        first_stage = false;
+        bool first_tensor = true;
+        for (const auto& [name, tensor] : stage.tensors.entries()) {
+            write((first_tensor ? "" : ",") + quoted(name) + ":");
+            first_tensor = false;
+            write_tensor(tensor, write);
+        }
+        write("}}");
+    }
+    write("]}\n");
+}
+
+}  // namespace qkv::explain
