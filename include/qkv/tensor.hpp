@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <utility>
@@ -84,6 +85,10 @@ private:
 
 using Tensor = BasicTensor<float>;
 using Tensor64 = BasicTensor<double>;
+
+/// Named tensors: a module's parameters, or a model file's content.
+template <class T>
+using StateDict = std::map<std::string, BasicTensor<T>>;
 
 extern template class BasicTensor<float>;
 extern template class BasicTensor<double>;
