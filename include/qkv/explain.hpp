@@ -38,7 +38,7 @@ struct Request {
     std::optional<std::string> example;  ///< journey, sun, notebook or translate
     std::optional<std::int64_t> tokens;  ///< so many unnamed tokens with random vectors
     std::optional<std::filesystem::path> embeddings;
-    std::optional<std::int64_t> dim;  ///< width of random vectors
+    std::optional<std::int64_t> dim;   ///< width of random vectors
     std::optional<std::string> query;  ///< a token, or its place counted from 1
 
     // The other sequence of cross-attention.
@@ -92,6 +92,13 @@ struct Report {
 
 /// How TEXT becomes tokens: split at white space; each of . , ; : ! ? ( ) " stands alone.
 [[nodiscard]] std::vector<std::string> split_text(std::string_view text);
+
+/// `text` (valid UTF-8) with control and formatting characters (escape, line breaks, bidirectional overrides) as visible
+/// \u{…} codes: nothing from outside moves a terminal's cursor. Bytes that are not UTF-8 become U+FFFD.
+[[nodiscard]] std::string printable(std::string_view text);
+
+/// The known word nearest to `word`, for suggestions; empty when none is near.
+[[nodiscard]] std::string nearest_word(std::string_view word, const std::vector<std::string>& known);
 
 /// Writes one strict JSON document (docs/explain.md), piece by piece.
 void write_json(const Report& report, const std::function<void(std::string_view)>& write);

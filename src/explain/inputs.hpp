@@ -32,7 +32,4 @@ struct Sequence {
 /// The row that `query` names: a token, or a place counted from 1. Throws Error(invalid_argument) with a suggestion.
 [[nodiscard]] std::int64_t find_query(const std::vector<std::string>& tokens, const std::optional<std::string>& query);
 
-/// The known word nearest to `word`, or empty when none is near.
-[[nodiscard]] std::string nearest_word(std::string_view word, const std::vector<std::string>& known);
-
 }  // namespace qkv::explain

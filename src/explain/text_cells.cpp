@@ -6,6 +6,8 @@
 #include <array>
 #include <cstdio>
 
+#include "qkv/explain.hpp"
+
 namespace qkv::explain {
 
 namespace {
@@ -53,7 +55,9 @@ std::string printable(std::string_view text) {
     std::string shown;
     while (!text.empty()) {
         const CodePoint point = first_code_point(text);
-        if (is_invisible(point.value)) {
+        if (point.value == 0xFFFD) {
+            shown += "\uFFFD";
+        } else if (is_invisible(point.value)) {
             std::array<char, 16> code{};
             (void)std::snprintf(code.data(), code.size(), "\\u{%x}", static_cast<unsigned>(point.value));
             shown += code.data();

@@ -11,9 +11,6 @@ namespace qkv::explain {
 /// Cells that `text` (valid UTF-8 without escapes) takes on a terminal: 2 for wide characters, 0 for combining ones.
 [[nodiscard]] std::int64_t cell_width(std::string_view text);
 
-/// `text` with control and formatting characters (escape, line breaks, bidirectional overrides) as visible \u{…} codes.
-[[nodiscard]] std::string printable(std::string_view text);
-
 /// At most `width` cells, the last one "…" where something was cut.
 [[nodiscard]] std::string clipped(std::string_view text, std::int64_t width);
 

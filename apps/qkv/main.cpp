@@ -1,0 +1,90 @@
+// qkv: attention explained. Results go to standard output, everything else to standard error.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <exception>
+
+#include "commands.hpp"
+#include "options.hpp"
+#include "qkv/error.hpp"
+#include "qkv/explain.hpp"
+
+namespace {
+
+constexpr int kData = 1;   // a file, or the system, is at fault
+constexpr int kUsage = 2;  // the command line is
+
+int complain(int status, const std::string& message) {
+    fmt::print(stderr, "qkv: {}\n", message);
+    return status;
+}
+
+/// One line for whatever the command line parser refused, with the nearest word that it would have taken.
+std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& error) {
+    const auto chosen = program.get_subcommands();
+    const CLI::App& app = chosen.empty() ? program : *chosen.front();
+    std::vector<std::string> known;
+    for (const CLI::App* command : app.get_subcommands(nullptr)) {
+        known.push_back(command->get_name());
+    }
+    const std::vector<std::string> commands = known;
+    for (const CLI::Option* option : app.get_options()) {
+        for (const std::string& name : option->get_lnames()) {
+            known.push_back("--" + name);
+        }
+    }
+    if (const auto extra = app.remaining(true); !extra.empty()) {
+        const std::string word = qkv::explain::printable(extra.front());
+        const bool flag = word.starts_with('-');
+        if (!flag && chosen.empty()) {
+            return fmt::format("unknown command '{}'; expected explain{}", word, qkv::app::suggestion(word, commands));
+        }
+        if (flag) {
+            return fmt::format("unknown option '{}'{}; see qkv{}{} --help", word,
+                               qkv::app::suggestion(word.substr(0, word.find('=')), known), chosen.empty() ? "" : " ",
+                               chosen.empty() ? "" : app.get_name());
+        }
+        return fmt::format("unexpected '{}'; TEXT is one argument, so quote it", word);
+    }
+    std::string message = error.what();
+    for (char& character : message) {
+        character = character == '\n' ? ' ' : character;
+    }
+    return qkv::explain::printable(message);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App program{"Attention, exact and explained: every number on the way from a sentence to its context.", "qkv"};
+    program.set_version_flag("--version", std::string("qkv ") + QKV_VERSION);
+    program.require_subcommand(0, 1);
+    program.get_formatter()->column_width(34);
+    qkv::app::add_explain_command(program);
+    program.footer("Start with: qkv explain");
+    try {
+        program.parse(argc, argv);
+        if (program.get_subcommands().empty()) {
+            fmt::print("{}", program.help());
+        }
+        return 0;
+    } catch (const CLI::CallForHelp&) {
+        const auto chosen = program.get_subcommands();
+        fmt::print("{}", chosen.empty() ? program.help() : chosen.front()->help());
+        return 0;
+    } catch (const CLI::CallForVersion&) {
+        fmt::print("{}\n", program.version());
+        return 0;
+    } catch (const CLI::ParseError& error) {
+        return complain(kUsage, explain_parse_error(program, error));
+    } catch (const qkv::Error& error) {
+        using enum qkv::ErrorCode;
+        const bool usage = error.code() == invalid_argument || error.code() == out_of_range;
+        return complain(usage ? kUsage : kData, error.what());
+    } catch (const std::bad_alloc&) {
+        return complain(kData, "out of memory");
+    } catch (const std::exception& error) {
+        return complain(kData, error.what());
+    }
+}
