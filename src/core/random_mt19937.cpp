@@ -48,7 +48,7 @@ void Generator::manual_seed(std::uint64_t seed) {
     next_ = kWords;
 }
 
-/// Steps every word of the state once. Three loops, so that none wraps around and the compiler can vectorise them.
+/// Steps every word of the state once, in pieces that do not wrap around, so that the compiler can vectorise them.
 void Generator::refill() {
     for (std::size_t i = 0; i < kWords - kMiddle; ++i) {
         state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle]);
