@@ -101,8 +101,8 @@ void run_explain(const Typed& typed) {
 }  // namespace
 
 void add_explain_command(CLI::App& program) {
-    CLI::App* command = program.add_subcommand(
-        "explain", "Walk a sentence through the stages of attention, every number shown.");
+    CLI::App* command =
+        program.add_subcommand("explain", "Walk a sentence through the stages of attention, every number shown.");
     auto typed = std::make_shared<Typed>();
     const auto option = [&](const char* names, std::optional<std::string>& value, const char* what,
                             const char* placeholder) {
@@ -112,8 +112,8 @@ void add_explain_command(CLI::App& program) {
         ->type_name("TEXT");
 
     option("--stage", typed->stage, "simple, self, causal, wrapper, multi-head, cross or all (default)", "STAGE");
-    option("--query", typed->query, "The token to follow, or its place counted from 1 (default: journey, else the second)",
-           "TOKEN|INDEX");
+    option("--query", typed->query,
+           "The token to follow, or its place counted from 1 (default: journey, else the second)", "TOKEN|INDEX");
 
     option("--example", typed->example, "journey (default), sun, notebook or translate", "NAME")->group("Sentence");
     option("--tokens", typed->tokens, "So many unnamed tokens with random vectors", "N")->group("Sentence");
@@ -125,7 +125,8 @@ void add_explain_command(CLI::App& program) {
         ->group("Sentence");
     option("--source-embeddings", typed->source_embeddings, "cross: its vectors", "FILE")->group("Sentence");
 
-    option("--d-out", typed->d_out, "Width of queries, keys and values (default 2 for built-in vectors, else --dim)", "N")
+    option("--d-out", typed->d_out, "Width of queries, keys and values (default 2 for built-in vectors, else --dim)",
+           "N")
         ->group("Parameters");
     option("--heads", typed->heads, "Number of heads (default 2)", "N")->group("Parameters");
     option("--context-length", typed->context_length, "Longest sequence (default: the sentence's length)", "N")
@@ -133,7 +134,8 @@ void add_explain_command(CLI::App& program) {
     command->add_flag("--qkv-bias", typed->qkv_bias, "Query, key and value layers with a bias")->group("Parameters");
     option("--init", typed->init, "self: uniform (raw matrices from rand) or linear (default: both)", "KIND")
         ->group("Parameters");
-    option("--weights", typed->weights, "Parameters of one stage from a .safetensors file", "FILE")->group("Parameters");
+    option("--weights", typed->weights, "Parameters of one stage from a .safetensors file", "FILE")
+        ->group("Parameters");
     option("--seed", typed->seed, "Seed of everything random (default 123; linear self 789)", "N")->group("Parameters");
 
     option("--dropout", typed->dropout, "Probability of dropping a weight, with --train", "P")->group("Options");

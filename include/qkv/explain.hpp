@@ -28,6 +28,7 @@ inline constexpr std::int64_t kMaxTokens = 2048;
 /// The widest vectors and the most heads.
 inline constexpr std::int64_t kMaxWidth = 16384;
 inline constexpr std::int64_t kMaxHeads = 1024;
+inline constexpr std::int64_t kMaxContextLength = 16384;
 
 /// What to explain. Every field left empty has a default, see docs/explain.md.
 struct Request {
@@ -71,7 +72,7 @@ struct StageReport {
     double dropout = 0.0;
     bool training = false;
     nn::Normalise normalise = nn::Normalise::softmax;
-    std::string weights_file;    ///< where the parameters came from, empty: drawn from the seed
+    std::string weights_file;          ///< where the parameters came from, empty: drawn from the seed
     std::vector<std::string> remarks;  ///< how the vectors came to be, what is idle
     Trace tensors;
 
@@ -86,14 +87,15 @@ struct Report {
     std::vector<StageReport> stages;
 };
 
-/// Runs the stages. Throws qkv::Error: invalid_argument and out_of_range for a request that makes no sense, io, format and
-/// shape_mismatch for files that cannot be used.
+/// Runs the stages. Throws qkv::Error: invalid_argument and out_of_range for a request that makes no sense, io, format
+/// and shape_mismatch for files that cannot be used.
 [[nodiscard]] Report run(const Request& request);
 
 /// How TEXT becomes tokens: split at white space; each of . , ; : ! ? ( ) " stands alone.
 [[nodiscard]] std::vector<std::string> split_text(std::string_view text);
 
-/// `text` (valid UTF-8) with control and formatting characters (escape, line breaks, bidirectional overrides) as visible
+/// `text` (valid UTF-8) with control and formatting characters (escape, line breaks, bidirectional overrides) as
+/// visible
 /// \u{…} codes: nothing from outside moves a terminal's cursor. Bytes that are not UTF-8 become U+FFFD.
 [[nodiscard]] std::string printable(std::string_view text);
 
@@ -106,8 +108,8 @@ void write_json(const Report& report, const std::function<void(std::string_view)
 enum class Colour : std::uint8_t { none, palette_256, true_colour };
 
 struct TextStyle {
-    std::int64_t width = 80;  ///< columns of the terminal
-    int digits = 4;           ///< after the point
+    std::int64_t width = 80;    ///< columns of the terminal
+    int digits = 4;             ///< after the point
     bool digits_fixed = false;  ///< the reader asked for them: never show fewer
     Colour colour = Colour::none;
     bool full = false;  ///< every matrix, every row

@@ -48,7 +48,7 @@ void Generator::manual_seed(std::uint64_t seed) {
     next_ = kWords;
 }
 
-/// Steps every word of the state once. Three loops, so that none wraps around and the compiler can vectorise them.
+/// Steps every word of the state once, in pieces that do not wrap around, so that the compiler can vectorise them.
 void Generator::refill() {
     for (std::size_t i = 0; i < kWords - kMiddle; ++i) {
         state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle]);
@@ -83,7 +83,7 @@ void Generator::uniform_(std::span<T> values, double from, double to) {
     const T width = high - low;
     if (!(from <= to) || !std::isfinite(low) || !std::isfinite(high) || !std::isfinite(width)) {
         fail(ErrorCode::invalid_argument, "uniform_: range [", from, ", ", to,
-             "); expected from <= to with from, to and to - from finite");
+             "); expected from <= to with from, to and to - from finite in float", 8 * sizeof(T));
     }
     for (T& value : values) {
         // One rounding, as in PyTorch's vector builds; the sum may then reach the excluded end.
@@ -94,7 +94,8 @@ void Generator::uniform_(std::span<T> values, double from, double to) {
 
 template <class T>
 void Generator::bernoulli_(std::span<T> values, double probability) {
-    if (!(probability >= 0 && probability <= 1)) {
+    const bool valid = probability >= 0 && probability <= 1;  // NaN is neither
+    if (!valid) {
         fail(ErrorCode::invalid_argument, "bernoulli_: probability is ", probability, "; expected 0 to 1");
     }
     for (T& value : values) {

@@ -29,21 +29,22 @@ float polynomial(float x, const std::array<float, n>& coefficients) {
     return sum;
 }
 
-/// Natural logarithm of a normal x > 0: x = m 2^e with m in [sqrt(1/2), sqrt(2)), log x = log m + e log 2.
+/// Natural logarithm of a normal x > 0: x = (1 + t) 2^e with 1 + t in [sqrt(1/2), sqrt(2)), log x = log(1 + t) + e
+/// log 2.
 float natural_log(float x) {
     const auto bits = std::bit_cast<std::uint32_t>(x);
     const float half_to_one = std::bit_cast<float>((bits & 0x7FFFFFU) | 0x3F000000U);
     const bool small = half_to_one < std::numbers::sqrt2_v<float> / 2;
-    const float m = (half_to_one - 1) + (small ? half_to_one : 0.0F);
+    const float t = (half_to_one - 1) + (small ? half_to_one : 0.0F);
     const float e = static_cast<float>(static_cast<std::int32_t>(bits >> 23U) - 126) - (small ? 1.0F : 0.0F);
 
-    const float m2 = m * m;
-    const float series = m * polynomial<9>(m, {7.0376836292E-2F, -1.1514610310E-1F, 1.1676998740E-1F, -1.2420140846E-1F,
+    const float t2 = t * t;
+    const float series = t * polynomial<9>(t, {7.0376836292E-2F, -1.1514610310E-1F, 1.1676998740E-1F, -1.2420140846E-1F,
                                                1.4249322787E-1F, -1.6668057665E-1F, 2.0000714765E-1F, -2.4999993993E-1F,
                                                3.3333331174E-1F});
     // log 2 in two parts, the second short enough that e times it is exact.
-    const float tail = std::fma(m2, -0.5F, std::fma(series, m2, e * -2.12194440e-4F));
-    return std::fma(e, 0.693359375F, m + tail);
+    const float tail = std::fma(t2, -0.5F, std::fma(series, t2, e * -2.12194440e-4F));
+    return std::fma(e, 0.693359375F, t + tail);
 }
 
 double natural_log(double x) { return std::log(x); }
@@ -100,7 +101,9 @@ void box_muller_blocks(std::span<T> values, T mean, T std) {
 /// One standard normal in double; the second of a pair waits in the generator for the next call.
 double Generator::scalar_normal() {
     if (cached_normal_) {
-        return std::exchange(cached_normal_, std::nullopt).value();
+        const double second = *cached_normal_;
+        cached_normal_.reset();
+        return second;
     }
     std::array<double, 2> uniform{};
     uniform_<double>(uniform, 0, 1);
@@ -116,7 +119,7 @@ void Generator::normal_(std::span<T> values, double mean, double std) {
     const T scale = static_cast<T>(std);
     if (!(std >= 0) || !std::isfinite(center) || !std::isfinite(scale)) {
         fail(ErrorCode::invalid_argument, "normal_: mean is ", mean, " and std ", std,
-             "; expected both finite and std >= 0");
+             "; expected both finite in float", 8 * sizeof(T), " and std >= 0");
     }
     if (values.size() < kBlock) {
         for (T& value : values) {

@@ -16,8 +16,7 @@ struct Rgb {
 
 /// Five stops of matplotlib's viridis (van der Walt & Smith 2015, CC0), straight lines between them.
 Rgb viridis(double value) {
-    constexpr std::array<Rgb, 5> kStops{
-        {{68, 1, 84}, {59, 82, 139}, {33, 145, 140}, {94, 201, 98}, {253, 231, 37}}};
+    constexpr std::array<Rgb, 5> kStops{{{68, 1, 84}, {59, 82, 139}, {33, 145, 140}, {94, 201, 98}, {253, 231, 37}}};
     const double place = std::clamp(value, 0.0, 1.0) * (kStops.size() - 1);
     const auto below = std::min(static_cast<std::size_t>(place), kStops.size() - 2);
     const double share = place - static_cast<double>(below);

@@ -122,7 +122,8 @@ Sequence example_sequence(const std::string& name, const Request& request, Gener
 void check_one_sentence(const Request& request) {
     const bool files = request.embeddings.has_value();
     if (request.example && (request.text || request.tokens || files)) {
-        fail(ErrorCode::invalid_argument, "--example brings its own sentence; leave out TEXT, --tokens and --embeddings");
+        fail(ErrorCode::invalid_argument,
+             "--example brings its own sentence; leave out TEXT, --tokens and --embeddings");
     }
     if (request.tokens && (request.text || files)) {
         fail(ErrorCode::invalid_argument, "--tokens draws unnamed tokens; leave out TEXT and --embeddings");
@@ -204,7 +205,8 @@ Sequence main_sequence(const Request& request, Generator& generator) {
             check_token_count(*request.tokens, "--tokens");
             tokens = numbered_tokens(*request.tokens);
         }
-        Sequence sequence = drawn_sequence(std::move(tokens), checked_dim(request.dim.value_or(kDefaultDim)), generator);
+        Sequence sequence =
+            drawn_sequence(std::move(tokens), checked_dim(request.dim.value_or(kDefaultDim)), generator);
         if (request.text) {
             sequence.remarks.insert(sequence.remarks.begin(),
                                     "TEXT is split at blanks; each of . , ; : ! ? ( ) \" is a token of its own.");
@@ -244,8 +246,8 @@ std::int64_t find_query(const std::vector<std::string>& tokens, const std::optio
     const auto [end, error] = std::from_chars(query->data(), query->data() + query->size(), index);
     if (error == std::errc{} && end == query->data() + query->size()) {
         if (index < 1 || index > count) {
-            fail(ErrorCode::invalid_argument, "query ", index, " is not one of the ", count,
-                 " tokens; expected 1 to ", count);
+            fail(ErrorCode::invalid_argument, "query ", index, " is not one of the ", count, " tokens; expected 1 to ",
+                 count);
         }
         return index - 1;
     }

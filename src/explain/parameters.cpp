@@ -53,8 +53,7 @@ ParameterFile read_parameters(const std::filesystem::path& path, Stage stage) {
              to_string(projection.shape()), "; expected 1 to ", kMaxWidth, " outputs");
     }
     file.sizes.heads = count_heads(file.state);
-    file.sizes.qkv_bias =
-        find_any(file.state, {"W_query.bias", "heads.0.W_query.bias", "in_proj_bias"}) != nullptr;
+    file.sizes.qkv_bias = find_any(file.state, {"W_query.bias", "heads.0.W_query.bias", "in_proj_bias"}) != nullptr;
     if (const Tensor* mask = find_any(file.state, {"mask", "heads.0.mask"}); mask != nullptr && mask->rank() == 2) {
         file.sizes.context_length = mask->size(0);
     }

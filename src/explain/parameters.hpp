@@ -10,8 +10,6 @@
 
 namespace qkv::explain {
 
-inline constexpr std::int64_t kMaxContextLength = 16384;  // the mask buffer is its square
-
 /// What the shapes in a file tell of the stage it was saved from.
 struct FileSizes {
     std::optional<std::int64_t> d_out;

@@ -33,7 +33,8 @@ std::vector<Run> planned_runs(const Request& request) {
         }
         // Raw matrices have no bias, and a weights file is of one kind.
         const bool bias_only = request.qkv_bias && request.stages.size() == 1;
-        const std::optional<nn::Init> one = request.weights && !request.init ? init_of_file(*request.weights) : request.init;
+        const std::optional<nn::Init> one =
+            request.weights && !request.init ? init_of_file(*request.weights) : request.init;
         if (one ? *one == nn::Init::uniform : !bias_only) {
             runs.push_back({stage, nn::Init::uniform});
         }
@@ -48,9 +49,8 @@ std::vector<Run> planned_runs(const Request& request) {
 void check_options_apply(const Request& request) {
     using enum Stage;
     const auto applies = [&](bool given, const char* option, const std::vector<Stage>& readers) {
-        const bool read = std::ranges::any_of(request.stages, [&](Stage stage) {
-            return std::ranges::find(readers, stage) != readers.end();
-        });
+        const bool read = std::ranges::any_of(
+            request.stages, [&](Stage stage) { return std::ranges::find(readers, stage) != readers.end(); });
         if (given && !read) {
             std::string names;
             for (const Stage reader : readers) {

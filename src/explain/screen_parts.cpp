@@ -56,7 +56,8 @@ Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tens
         layout.cell = std::max<std::int64_t>(digits + 2, widest(stage.keys(), longest_key)) + 1;
         layout.context_cell = widest_number(context, digits) + kGap;
         const std::int64_t room = style.width - kMargin - layout.label - 1 - kGap - 1;
-        const std::int64_t for_keys = std::max<std::int64_t>(1, (room - least_context * layout.context_cell) / layout.cell);
+        const std::int64_t for_keys =
+            std::max<std::int64_t>(1, (room - least_context * layout.context_cell) / layout.cell);
         layout.keys = shown_places(key_count, for_keys, needed);
         const auto used = static_cast<std::int64_t>(layout.keys.size()) * layout.cell;
         layout.context_columns = std::clamp<std::int64_t>((room - used) / layout.context_cell, 0, width);
@@ -251,12 +252,14 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
     const std::vector<std::int64_t> queries = shown_places(query_count, rows, {stage.query});
     for (const std::int64_t query : queries) {
         const bool chosen = query == stage.query;
-        const std::string label = padded(printable(stage.tokens[static_cast<std::size_t>(query)]), layout.label, Align::left);
+        const std::string label =
+            padded(printable(stage.tokens[static_cast<std::size_t>(query)]), layout.label, Align::left);
         std::string line = chosen ? " ▸ " + ink.bold(label) : "   " + label;
         for (const std::int64_t key : layout.keys) {
             const float weight = row_of(weights, 0, query)[static_cast<std::size_t>(key)];
             const bool masked = is_masked(stage, 0, query, key);
-            const std::string cell = padded(masked ? "·" : number(weight, layout.digits), layout.cell - 1, Align::right);
+            const std::string cell =
+                padded(masked ? "·" : number(weight, layout.digits), layout.cell - 1, Align::right);
             line += ' ' + (masked ? cell : ink.shaded(cell, weight));
         }
         if (hidden_keys > 0) {
@@ -323,9 +326,9 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     lines.push_back(ink.faint(assemble("key", [](const Column& c) { return c.title; }, "value")));
     for (std::size_t place = 0; place < keys.size(); ++place) {
         const std::int64_t key = keys[place];
-        lines.push_back(assemble(printable(stage.keys()[static_cast<std::size_t>(key)]),
-                                 [place](const Column& c) { return c.cells[place]; },
-                                 tuple(row_of(values, 0, key), style.digits, value_room)));
+        lines.push_back(assemble(
+            printable(stage.keys()[static_cast<std::size_t>(key)]), [place](const Column& c) { return c.cells[place]; },
+            tuple(row_of(values, 0, key), style.digits, value_room)));
     }
     if (const std::int64_t hidden = key_count - static_cast<std::int64_t>(keys.size()); hidden > 0) {
         lines.push_back(ink.faint(hidden_line(hidden, "keys")));
@@ -333,8 +336,8 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     // A wrapper's context holds all heads side by side; the step-by-step follows the first.
     const auto head_width = static_cast<std::size_t>(values.size(-1));
     const std::span<const float> context = stage.tensors.find("context")->row(stage.query).first(head_width);
-    lines.push_back(assemble("Σ", [](const Column& c) { return c.sum; },
-                             tuple(context, style.digits, value_room - 10) + " = context"));
+    lines.push_back(assemble(
+        "Σ", [](const Column& c) { return c.sum; }, tuple(context, style.digits, value_room - 10) + " = context"));
     return lines;
 }
 
@@ -371,8 +374,8 @@ Lines every_matrix(const StageReport& stage, const TextStyle& style, const Ink& 
                 }
                 lines.push_back(ink.faint(header));
                 for (std::int64_t row = 0; row < rows; ++row) {
-                    const std::string text = of_tokens ? printable(labels[static_cast<std::size_t>(row)])
-                                                       : fmt::format("{}", row + 1);
+                    const std::string text =
+                        of_tokens ? printable(labels[static_cast<std::size_t>(row)]) : fmt::format("{}", row + 1);
                     std::string line = std::string(kMargin, ' ') + padded(text, label, Align::left);
                     for (std::int64_t column = begin; column < end; ++column) {
                         const float value = tensor.data()[(matrix * rows + row) * columns + column];

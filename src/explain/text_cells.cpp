@@ -32,8 +32,10 @@ bool is_invisible(utf8proc_int32_t value) {
         case UTF8PROC_CATEGORY_ZL:
         case UTF8PROC_CATEGORY_ZP:
         case UTF8PROC_CATEGORY_CS:
-        case UTF8PROC_CATEGORY_CN: return true;
-        default: return false;
+        case UTF8PROC_CATEGORY_CN:
+            return true;
+        default:
+            return false;
     }
 }
 
