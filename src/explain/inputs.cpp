@@ -63,8 +63,8 @@ Sequence drawn_sequence(std::vector<std::string> tokens, std::int64_t dim, Gener
     sequence.tokens = unique_labels(std::move(tokens));
     sequence.vectors = generator.rand<float>({count, dim});
     sequence.drawn = true;
-    sequence.remarks.push_back(concat("Vectors: rand(", count, ", ", dim, ") from seed ", generator.seed(),
-                                      ", drawn before the parameters; nothing here is trained."));
+    sequence.remarks.push_back(
+        concat("Vectors are random, rand(", count, ", ", dim, ") of seed ", generator.seed(), "; nothing is trained."));
     return sequence;
 }
 

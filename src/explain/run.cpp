@@ -254,7 +254,9 @@ Report run(const Request& request) {
             }
             source = source_sequence(request, asking.vectors.size(1), at_start);
             stage.source_tokens = source->tokens;
-            stage.remarks.insert(stage.remarks.end(), source->remarks.begin(), source->remarks.end());
+            for (const std::string& remark : source->remarks) {
+                stage.remarks.push_back("Source: " + remark);
+            }
         }
         if (request.dropout > 0 && !request.train) {
             stage.remarks.push_back(concat("--dropout ", request.dropout, " is idle without --train."));

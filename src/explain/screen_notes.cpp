@@ -130,10 +130,8 @@ bool is_shiny_sun(const StageReport& stage) {
 }
 
 Lines simple_notes(const StageReport& stage) {
-    return {
-        "Why softmax and not s/Σs? A plain sum breaks on negative scores; exp is positive, and the stable form "
-        "subtracts the row's maximum, so it never overflows.",
-        loops_against_product(stage)};
+    return {"Why softmax? s/Σs breaks on negative scores; exp(s−max) is positive and finite.",
+            loops_against_product(stage)};
 }
 
 Lines self_notes(const StageReport& stage) {
@@ -191,10 +189,10 @@ Lines multi_head_notes(const StageReport& stage) {
 }
 
 Lines cross_notes(const StageReport& stage) {
-    return {
-        fmt::format("Which side asks? Queries come from the sentence being written ({} rows), keys and values from the "
-                    "source being read ({} columns); rows sum to one. No mask: nothing in the source is in the future.",
-                    stage.tokens.size(), stage.source_tokens.size())};
+    return {fmt::format(
+        "Which side asks? The sentence being written ({} rows); keys and values are the source it reads ({} "
+        "columns). Rows sum to one. No mask: no source token is in the future.",
+        stage.tokens.size(), stage.source_tokens.size())};
 }
 
 }  // namespace
@@ -229,7 +227,7 @@ std::string screen_formula(const StageReport& stage) {
     const std::string scores = fmt::format("{}/√{}", masked ? "mask(QKᵀ)" : "QKᵀ", head_dim);
     const std::string which = stage.heads > 1 ? fmt::format("weights of head 1 of {}", stage.heads) : "weights";
     const char* axes = stage.stage == Stage::cross ? "row = query, column = source key" : "row = query, column = key";
-    const std::string after = drops(stage) ? " then dropout" : "";
+    const std::string after = drops(stage) ? ", dropped" : "";
     const std::string sums = drops(stage) || stage.heads > 1 ? "" : ", row sums to 1";
     return fmt::format("{} = softmax({}){}      {}{}", which, scores, after, axes, sums);
 }
@@ -241,7 +239,8 @@ std::string screen_facts(const StageReport& stage, std::int64_t room) {
     } else {
         facts.push_back(stage.weights_file.empty() ? fmt::format("seed {}", stage.seed)
                                                    : clipped(printable(stage.weights_file), 24));
-        const std::int64_t d_out = size_of(stage, "context", -1);
+        // A wrapper's d_out is that of each head.
+        const std::int64_t d_out = size_of(stage, stage.stage == Stage::wrapper ? "values" : "context", -1);
         facts.push_back(fmt::format("d_in {} → d_out {}", size_of(stage, "inputs", -1), d_out));
         if (stage.dropout > 0) {
             facts.push_back(fmt::format("dropout {}{}", stage.dropout, stage.training ? "" : " idle"));
@@ -270,7 +269,7 @@ Lines joined_heads(const StageReport& stage, const TextStyle& style) {
     if (output == nullptr && stage.heads == 1) {
         return {};
     }
-    const std::int64_t half = (style.width - 36) / 2;
+    const std::int64_t half = output != nullptr ? (style.width - 36) / 2 : style.width - 16;
     std::string line =
         fmt::format("   heads joined {}", tuple(context, style.digits, std::max<std::int64_t>(half, 10)));
     if (output != nullptr) {

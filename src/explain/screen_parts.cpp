@@ -44,12 +44,11 @@ std::int64_t widest_number(const Tensor& tensor, int digits) {
 Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tensor& context, const TextStyle& style) {
     const std::int64_t key_count = weights.size(-1);
     const std::int64_t width = context.size(-1);
-    const std::int64_t least_context = std::min<std::int64_t>(2, width);
     std::vector<std::int64_t> needed;
     if (stage.stage != Stage::cross) {
         needed.push_back(stage.query);
     }
-    const auto lay_out = [&](int digits, std::int64_t longest_key) {
+    const auto lay_out = [&](int digits, std::int64_t longest_key, std::int64_t least_context) {
         Layout layout;
         layout.digits = digits;
         layout.label = widest(stage.tokens, kLabelWidth);
@@ -63,10 +62,11 @@ Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tens
         layout.context_columns = std::clamp<std::int64_t>((room - used) / layout.context_cell, 0, width);
         return layout;
     };
-    Layout layout = lay_out(style.digits, 7);
+    const std::int64_t usual_context = style.width < 80 ? 1 : 2;
+    Layout layout = lay_out(style.digits, 7, std::min(usual_context, width));
     // All keys at fewer digits say more than some keys at all digits, unless the reader asked for the digits.
     for (int digits = style.digits; !style.digits_fixed && digits >= 2; --digits) {
-        Layout tighter = lay_out(digits, digits + 3);
+        Layout tighter = lay_out(digits, digits + 3, std::min<std::int64_t>(1, width));
         if (static_cast<std::int64_t>(layout.keys.size()) < key_count &&
             static_cast<std::int64_t>(tighter.keys.size()) == key_count) {
             return tighter;
@@ -150,6 +150,9 @@ std::vector<Column> step_columns(const StageReport& stage, const std::vector<std
     }
     columns.push_back(number_column("weight", row("weights"), keys, digits));
     columns.back().sum = number(sum_of(row("weights")), digits);
+    if (stage.heads > 1) {
+        columns.push_back(number_column("head 2", row_of(final_weights(stage), 1, stage.query), keys, digits, true));
+    }
     if (simple && stage.normalise != nn::Normalise::sum) {
         columns.push_back(number_column("s/Σs", row("sum_normalised"), keys, digits, true));
         columns.back().sum = number(sum_of(row("sum_normalised")), digits);
@@ -159,6 +162,18 @@ std::vector<Column> step_columns(const StageReport& stage, const std::vector<std
         columns.back().sum = number(sum_of(row("dropped_weights")), digits);
     }
     return columns;
+}
+
+/// Cells of the widest number among the shown values and the context they make.
+std::int64_t value_width(const StageReport& stage, const std::vector<std::int64_t>& keys, int digits) {
+    const Tensor& values = *stage.tensors.find(stage.stage == Stage::simple ? "inputs" : "values");
+    std::size_t width = 0;
+    for (const std::int64_t key : keys) {
+        for (const float value : row_of(values, 0, key)) {
+            width = std::max(width, number(value, digits).size());
+        }
+    }
+    return static_cast<std::int64_t>(width);
 }
 
 std::string hidden_line(std::int64_t hidden, const char* what) {
@@ -185,10 +200,12 @@ std::string number(float value, int digits) {
     return text;
 }
 
-std::string tuple(std::span<const float> values, int digits, std::int64_t width) {
+std::string tuple(std::span<const float> values, int digits, std::int64_t width, std::int64_t cell) {
     std::string text = "(";
     for (std::size_t i = 0; i < values.size(); ++i) {
-        const std::string next = (i == 0 ? "" : " ") + number(values[i], digits);
+        const std::string digits_shown = number(values[i], digits);
+        const auto least = static_cast<std::int64_t>(digits_shown.size());
+        const std::string next = (i == 0 ? "" : " ") + padded(digits_shown, std::max(least, cell), Align::right);
         const std::int64_t closing = i + 1 < values.size() ? 3 : 1;  // " …)" or ")"
         if (cell_width(text) + cell_width(next) + closing > width) {
             return text + (i == 0 ? "…)" : " …)");
@@ -306,6 +323,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     }
     const std::int64_t value_room = std::max<std::int64_t>(3, style.width - used() - kGap);
 
+    const std::int64_t value_cell = value_width(stage, keys, style.digits);
     const Tensor& asking = *stage.tensors.find(simple ? "inputs" : "queries");
     const Tensor& values = *stage.tensors.find(simple ? "inputs" : "values");
     const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]), 24);
@@ -328,7 +346,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
         const std::int64_t key = keys[place];
         lines.push_back(assemble(
             printable(stage.keys()[static_cast<std::size_t>(key)]), [place](const Column& c) { return c.cells[place]; },
-            tuple(row_of(values, 0, key), style.digits, value_room)));
+            tuple(row_of(values, 0, key), style.digits, value_room, value_cell)));
     }
     if (const std::int64_t hidden = key_count - static_cast<std::int64_t>(keys.size()); hidden > 0) {
         lines.push_back(ink.faint(hidden_line(hidden, "keys")));
@@ -336,8 +354,10 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     // A wrapper's context holds all heads side by side; the step-by-step follows the first.
     const auto head_width = static_cast<std::size_t>(values.size(-1));
     const std::span<const float> context = stage.tensors.find("context")->row(stage.query).first(head_width);
-    lines.push_back(assemble(
-        "Σ", [](const Column& c) { return c.sum; }, tuple(context, style.digits, value_room - 10) + " = context"));
+    std::string result = tuple(context, style.digits, value_room, value_cell);
+    constexpr std::string_view kMeaning = " = context";
+    result += cell_width(result) + cell_width(kMeaning) <= value_room ? kMeaning : "";
+    lines.push_back(assemble("Σ", [](const Column& c) { return c.sum; }, result));
     return lines;
 }
 

@@ -15,8 +15,8 @@ using Lines = std::vector<std::string>;
 
 /// A value with `digits` after the point; "-inf", "nan"; no negative zero; large ones with an exponent.
 [[nodiscard]] std::string number(float value, int digits);
-/// "(0.1000 0.2000 …)" within `width` cells.
-[[nodiscard]] std::string tuple(std::span<const float> values, int digits, std::int64_t width);
+/// "(0.1000 0.2000 …)" within `width` cells, each value right-aligned in at least `cell`.
+[[nodiscard]] std::string tuple(std::span<const float> values, int digits, std::int64_t width, std::int64_t cell = 0);
 
 /// Row `query` of head `head` of a tensor [rows, columns] or [heads, rows, columns].
 [[nodiscard]] std::span<const float> row_of(const Tensor& tensor, std::int64_t head, std::int64_t query);
