@@ -120,5 +120,6 @@ function readDocument(text) {
     used.set(name, (used.get(name) ?? 0) + 1);
     return new Stage(stage, raw.tokens, used.get(name) === 1 ? name : `${name}-${used.get(name)}`);
   });
-  return { query: raw.query?.index ?? 0, elided: raw.elided ?? null, stages };
+  const { index = 0, token } = raw.query ?? {};
+  return { query: clamp(index, 0, stages[0].tokens.length - 1), queryToken: token ?? null, elided: raw.elided ?? null, stages };
 }
