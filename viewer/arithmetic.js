@@ -26,7 +26,7 @@ function pairNumbers(stage, numbers, head, query, key) {
   };
 }
 
-function pairLines(stage, numbers, steps, query, key, pair) {
+function pairLines(stage, numbers, steps, stepId, query, key, pair) {
   const { options } = numbers;
   const has = (id) => steps.some((step) => step.id === id && !step.off);
   const lines = [line("scores", stage.kind === "simple" ? "x · x" : "q · k", productTerms(pair.q, pair.k), show(pair.product),
@@ -44,7 +44,7 @@ function pairLines(stage, numbers, steps, query, key, pair) {
     const factor = keepFactor(stage);
     const kept = factor === 1 ? "kept" : `kept: ${show(pair.weight)} × 1/(1 − ${stage.dropout})`;
     lines.push(line("dropped", "dropout", pair.dropped === 0 && pair.weight !== 0 ? "dropped" : kept, show(pair.dropped)));
-    lines.push(line("dropped", "row now sums to", "nothing is normalised again", show(pair.droppedRow.reduce((a, b) => a + b, 0))));
+    if (stepId === "dropped") lines.push(line("dropped", "row now sums to", "nothing is normalised again", show(pair.droppedRow.reduce((a, b) => a + b, 0))));
   }
   const share = pair.v.map((value) => value * pair.dropped);
   lines.push(line("context", `weight × ${stage.kind === "simple" ? "x" : "value"}`,
@@ -60,7 +60,7 @@ function normaliseLines(kind, pair, key) {
   const lines = [];
   if (kind === "naive") lines.push(line("weights", "exp", `exp(${show(pair.masked)})`, show(parts[key])));
   if (kind === "softmax") lines.push(line("weights", "exp(s − max)", `exp(${show(pair.masked)} − ${showTerm(max)})`, show(parts[key])));
-  lines.push(line("weights", "row's sum", listed.join(" + "), show(sum)));
+  lines.push(line("weights", "row’s sum", listed.join(" + "), show(sum)));
   lines.push(line("weights", "weight", `${show(parts[key])} ÷ ${showTerm(sum)}`, show(pair.weight)));
   return lines;
 }
@@ -89,7 +89,7 @@ const column = (matrix, col) => Float32Array.from({ length: matrix.rows }, (_, i
 /** The lines for a cell of any step's matrix. */
 function arithmeticLines(place) {
   const { stage, numbers, steps, stepId, head, row, col, query, key, view } = place;
-  if (PAIRWISE.includes(stepId)) return pairLines(stage, numbers, steps, query, key, place.pair);
+  if (PAIRWISE.includes(stepId)) return pairLines(stage, numbers, steps, stepId, query, key, place.pair);
   const value = view.matrix.at(row, col);
   const component = (i) => `component ${i + 1}`;
   const roles = { queries: "query", keys: "key", values: "value" };
@@ -99,7 +99,7 @@ function arithmeticLines(place) {
     if (!weight) return [line(stepId, "given", "carried by the document", show(value), { total: true })];
     const bias = parameterBias(stage, `W_${roles[stepId]}`, head);
     return sumLines(stepId, component, from.row(row), column(weight, col), bias ? bias[col] : null, value,
-      `${view.rowLabels[row]} · column ${col + 1} of W_${roles[stepId][0]}`);
+      `${stepId !== "queries" && stage.isCross ? "source" : "x"} · column ${col + 1} of W_${roles[stepId][0]}`);
   }
   if (stepId === "context") {
     const computed = numbers.head(head);
@@ -116,7 +116,7 @@ function arithmeticLines(place) {
     const from = Math.floor(col / stage.headDim);
     return [line(stepId, `head ${from + 1}`, `component ${col % stage.headDim + 1} of its context`, show(value), { total: true })];
   }
-  const origin = { x: "the token's embedding", source: "the source token's embedding" }[stepId] ??
+  const origin = { x: "the token’s embedding", source: "the source token’s embedding" }[stepId] ??
     `a trained parameter: how much input ${row + 1} gives to component ${col + 1}`;
   return [line(stepId, "given", origin, show(value), { total: true })];
 }
@@ -126,7 +126,7 @@ function showArithmetic(container, lines, stepId, openTerms, onTerms) {
   const rows = lines.map((entry) => element("div", {
     class: `sum-line${entry.step === stepId && PAIRWISE.includes(stepId) ? " now" : ""}${entry.total ? " total" : ""}`,
   }, element("dt", { text: entry.what }),
-  element("dd", { class: "how", text: entry.how, title: entry.how }),
+  element("dd", { class: "how", title: entry.how }, ...(entry.total ? formula(entry.how) : [entry.how])),
   element("dd", { class: `value${entry.wide ? " wide" : ""}`, text: entry.value })));
   container.replaceChildren(element("dl", {}, ...rows));
   const terms = lines.find((entry) => entry.terms)?.terms;

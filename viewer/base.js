@@ -39,7 +39,7 @@ const showTerm = (value, digits = 4) => (value < 0 ? `(${show(value, digits)})` 
 function showVector(values, most = 4) {
   const shown = Array.from(values.slice(0, most), (value) => show(value));
   if (values.length > most) shown.push("…");
-  return `(${shown.join("  ")})`;
+  return `(${shown.join(", ")})`;
 }
 
 /** The shortest decimal that reads back as the same float32, for files. */
@@ -52,8 +52,24 @@ function exactFloat32(value) {
   return String(Number(value.toPrecision(9)));
 }
 
+/** A formula as nodes: "W_q" with its q set below the line. */
+function formula(text) {
+  return text.split(/_(\w)/).map((part, at) => (at % 2 === 1 ? element("sub", { text: part }) : part));
+}
+
 const showShape = (shape) => `[${shape.join(", ")}]`;
 const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
+
+/** A token that can be seen: white space and control characters by their signs, nothing at all by a word. */
+function visible(token) {
+  if (token === "") return "(empty)";
+  const signs = token.replace(/[\u0000-\u001f]/g, (letter) => String.fromCharCode(0x2400 + letter.charCodeAt(0)))
+    .replace(/[\u007f-\u009f\u2028\u2029\ufffe\uffff]/g, "\ufffd");
+  return /^\s+$/.test(signs) ? "␣".repeat(signs.length) : signs;
+}
+
+/** Inside a sentence, a token that runs right to left keeps its direction to itself. */
+const isolated = (token) => (/[\u0590-\u08ff\u200e\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufefc]/.test(token) ? `\u2068${token}\u2069` : token);
 
 /** Cuts a long token for a place that is small; the whole token stays in titles and texts. */
 function shorten(token, most = 14) {

@@ -18,7 +18,23 @@ function interpolate(table, position) {
   return table[low].map((part, channel) => Math.round(part + (table[low + 1][channel] - part) * (at - low)));
 }
 
-/** What colours a view: its range, the map, and [r, g, b] of a finite value. `scheme` is "light" or "dark". */
+const CLIP = { cells: 1024, share: 0.995 };
+const tops = new WeakMap();
+
+/** Where the map of a large matrix of weights ends: a few rows with one weight near 1 must not darken all others. */
+function weightsTop(matrix, high) {
+  if (matrix.data.length <= CLIP.cells) return high;
+  if (!tops.has(matrix)) {
+    const positive = matrix.data.filter((value) => value > 0).sort();
+    tops.set(matrix, positive.length > 0 ? positive[Math.floor((positive.length - 1) * CLIP.share)] : high);
+  }
+  return tops.get(matrix);
+}
+
+/**
+ * What colours a view: its range, the map, and [r, g, b] of a finite value. `clipped` says that larger values share the
+ * last colour. `scheme` is "light" or "dark".
+ */
 function colourScale(view, scheme) {
   let low = Infinity;
   let high = -Infinity;
@@ -29,11 +45,11 @@ function colourScale(view, scheme) {
   }
   if (low > high) [low, high] = [0, 0];
   if (view.isWeights && low >= 0) {
-    const top = high > 0 ? high : 1;
-    return { low: 0, high: top, colour: (value) => interpolate(VIRIDIS, value / top) };
+    const top = weightsTop(view.matrix, high > 0 ? high : 1);
+    return { low: 0, high: top, clipped: top < high, colour: (value) => interpolate(VIRIDIS, value / top) };
   }
   const size = Math.max(Math.abs(low), Math.abs(high)) || 1;
-  return { low: -size, high: size, colour: (value) => interpolate(DIVERGING[scheme], (value / size + 1) / 2) };
+  return { low: -size, high: size, clipped: false, colour: (value) => interpolate(DIVERGING[scheme], (value / size + 1) / 2) };
 }
 
 /** Black or white, whichever reads better on the colour (relative luminance of WCAG). */

@@ -90,13 +90,14 @@ function showControls(page) {
 }
 
 const COMPARED_MOST = 2e6;
+const ROUNDING = 1e-5;  // what float32 leaves of sums over hundreds of components
 
 /** With nothing changed: how far the page's numbers are from the program's. */
 function showAgreement(page) {
   const { stage, state, computed } = page;
   const note = byId("agreement");
   if (isChanged(state)) {
-    note.textContent = "Changed: no longer the program’s numbers.";
+    note.textContent = "Changed: not the program’s numbers";
     note.className = "changed";
     return;
   }
@@ -106,8 +107,8 @@ function showAgreement(page) {
     if (page.computed !== computed || isChanged(page.state)) return;
     if (stage.tokens.length * stage.keyTokens.length * stage.heads > COMPARED_MOST) return;
     stage.largestDifference ??= Math.max(0, ...Object.values(compareWithDocument(stage, computed)));
-    note.textContent = stage.largestDifference <= 1e-6 ? "Computed here; equal to the program’s numbers."
-      : `Computed here; differs from the program’s numbers by up to ${show(stage.largestDifference)}.`;
+    const verdict = stage.largestDifference <= ROUNDING ? "equal to the program" : "not what the program says";
+    note.textContent = `Computed here, ${verdict} (± ${show(stage.largestDifference)})`;
   }, 0);
 }
 

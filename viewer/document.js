@@ -46,9 +46,9 @@ class Stage {
     this.dropout = raw.dropout ?? 0;
     this.training = raw.training === true;
     this.normalise = ["sum", "naive"].includes(raw.normalise) ? raw.normalise : "softmax";
-    this.tokens = (raw.tokens ?? documentTokens).map(String);
+    this.tokens = (raw.tokens ?? documentTokens).map((token) => visible(String(token)));
     this.isCross = this.kind === "cross";
-    this.keyTokens = this.isCross && raw.source_tokens ? raw.source_tokens.map(String) : this.tokens;
+    this.keyTokens = this.isCross && raw.source_tokens ? raw.source_tokens.map((token) => visible(String(token))) : this.tokens;
     this.rawTensors = raw.tensors ?? {};
     this.tensors = new Map();
     const inputs = this.tensor("inputs");

@@ -20,7 +20,7 @@ function buildTable(view, place) {
   const body = shownRows.map((row) => element("tr", { class: row === place.row ? "here" : null },
     element("th", { scope: "row", dir: "auto", text: view.rowLabels[row] }),
     ...shownCols.map((col) => element("td", { class: row === place.row && col === place.col ? "cell" : null, text: show(view.matrix.at(row, col)) }))));
-  return element("table", {}, element("caption", { text: `${view.formula}. ${view.words}${cut}` }),
+  return element("table", {}, element("caption", { class: cut ? null : "visually-hidden", text: `${view.formula}. ${view.words}${cut}` }),
     element("thead", {}, head), element("tbody", {}, ...body));
 }
 
@@ -67,10 +67,11 @@ function svgCells(view, place, scale, cell, left, top, paper, text) {
     parts.push(text(left - 8, top + (i + 0.5) * cell.h + 4, shorten(view.rowLabels[i]), { "text-anchor": "end" }));
     for (let j = 0; j < cols; j += 1) {
       const value = view.matrix.at(i, j);
-      const colour = Number.isFinite(value) ? scale.colour(value) : parseColour(paper.hole);
+      const hasColour = Number.isFinite(value) && !view.isHidden(i, j);
+      const colour = hasColour ? scale.colour(value) : parseColour(paper.hole);
       const [x, y] = [left + j * cell.w, top + i * cell.h];
       parts.push(svgElement("rect", { x, y, width: cell.w - 1, height: cell.h - 1, fill: cssColour(colour) }));
-      if (cell.w >= 60) parts.push(text(x + cell.w / 2, y + cell.h / 2 + 4, show(value), { fill: inkOn(colour), "text-anchor": "middle" }));
+      if (cell.w >= 60) parts.push(text(x + cell.w / 2, y + cell.h / 2 + 4, show(value), { fill: hasColour ? inkOn(colour) : paper.ink, "text-anchor": "middle" }));
     }
   }
   for (let j = 0; j < cols; j += 1) {
@@ -89,7 +90,8 @@ function svgImage(view, scale, x, y, paper) {
   const pen = canvas.getContext("2d");
   const image = pen.createImageData(cols, rows);
   data.forEach((value, i) => {
-    image.data.set([...(Number.isFinite(value) ? scale.colour(value) : parseColour(paper.hole)), 255], i * 4);
+    const hidden = !Number.isFinite(value) || view.isHidden(Math.floor(i / cols), i % cols);
+    image.data.set([...(!hidden ? scale.colour(value) : parseColour(paper.hole)), 255], i * 4);
   });
   pen.putImageData(image, 0, 0);
   return svgElement("image", { x, y, width: cols, height: rows, href: canvas.toDataURL() });

@@ -12,7 +12,7 @@ function buildFlow(container, steps, choose) {
       type: "button", class: `step role-${step.id}${step.off ? " off" : ""}${step.idle ? " idle" : ""}`, "data-step": step.id,
       "aria-label": `${step.label}, ${FORMULAS[step.id]}, shape ${step.shape.join(" by ")}${state}`,
       title: FORMULAS[step.id], onclick: () => choose(step.id),
-    }, element("span", { class: "name", text: step.label }), element("span", { class: "shape", text: showShape(step.shape) }));
+    }, element("span", { class: "name" }, ...formula(step.label)), element("span", { class: "shape", text: showShape(step.shape) }));
   });
   const picture = svgElement("svg", { "aria-hidden": "true", class: "arrows" });
   container.replaceChildren(picture, ...buttons);

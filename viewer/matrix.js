@@ -1,7 +1,7 @@
 // The heat-map. Two canvases lie over each other: `colours` holds nothing but the colours of the cells, `ink` the numbers,
 // labels and outlines. A matrix that does not fit is shown as a window of it, beside a small map of the whole.
 
-const CELL = { maxWidth: 104, maxHeight: 46, minWidth: 15, minHeight: 13, windowWidth: 58, windowHeight: 26 };
+const CELL = { maxWidth: 116, maxHeight: 46, minWidth: 13, minHeight: 10, windowWidth: 58, windowHeight: 26 };
 const MAP_SIZE = 190;
 
 /** Where cells lie: the window [row, row + rows) × [col, col + cols), the size of a cell and of the labels, in CSS pixels. */
@@ -105,15 +105,16 @@ class MatrixPicture {
       for (let j = 0; j < layout.cols; j += 1) {
         const value = view.matrix.at(layout.row + i, layout.col + j);
         const box = this.cellBox(layout.row + i, layout.col + j);
-        pen.fillStyle = Number.isFinite(value) ? cssColour(scale.colour(value)) : this.theme.hole;
+        const hasColour = Number.isFinite(value) && !view.isHidden(layout.row + i, layout.col + j);
+        pen.fillStyle = hasColour ? cssColour(scale.colour(value)) : this.theme.hole;
         const gap = layout.cellHeight > 18 ? 1 : 0;
         pen.fillRect(box.x, box.y, box.w - gap, box.h - gap);
-        if (!Number.isFinite(value)) this.hatch(pen, box, gap);
+        if (!hasColour) this.hatch(pen, box, gap);
       }
     }
   }
 
-  /** What is no number has no colour: stripes. */
+  /** What is masked or no number has no colour: stripes. */
   hatch(pen, box, gap) {
     pen.save();
     pen.beginPath();
@@ -141,9 +142,9 @@ class MatrixPicture {
         for (let j = layout.col; j < layout.col + layout.cols; j += 1) {
           const value = view.matrix.at(i, j);
           const box = this.cellBox(i, j);
-          const finite = Number.isFinite(value);
+          const hasColour = Number.isFinite(value) && !view.isHidden(i, j);
           pen.font = this.font(layout.cellHeight >= 34 ? 13.5 : 12, i === place.row && j === place.col ? 700 : 400);
-          pen.fillStyle = finite ? inkOn(this.scale.colour(value)) : this.theme.muted;
+          pen.fillStyle = hasColour ? inkOn(this.scale.colour(value)) : this.theme.muted;
           pen.fillText(show(value, digits), box.x + box.w / 2, box.y + box.h / 2 + 0.5, box.w - 4);
         }
       }
@@ -210,9 +211,10 @@ class MatrixPicture {
     this.map.style.height = `${height}px`;
     const pen = this.map.getContext("2d");
     const image = pen.createImageData(cols, rows);
-    const hole = /^#[0-9a-f]{6}$/i.test(this.theme.hole) ? parseColour(this.theme.hole) : [128, 128, 128];
+    const hole = parseColour(this.theme.hole);
     for (let i = 0; i < data.length; i += 1) {
-      const colour = Number.isFinite(data[i]) ? scale.colour(data[i]) : hole;
+      const hidden = !Number.isFinite(data[i]) || view.isHidden(Math.floor(i / cols), i % cols);
+      const colour = hidden ? hole : scale.colour(data[i]);
       image.data.set([...colour, 255], i * 4);
     }
     pen.putImageData(image, 0, 0);

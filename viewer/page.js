@@ -89,9 +89,9 @@ class Page {
       byId("stage-title").textContent = stage.title || stage.label;
       byId("stage-facts").textContent = this.facts();
       document.title = `${stage.label} · qkv explain`;
-      const heads = Array.from({ length: stage.heads }, (_, head) => `Head ${head + 1}`);
-      byId("heads").hidden = stage.heads === 1;
-      buildChoices(byId("heads"), stage.heads > 1 ? heads : [], (head) => this.set({ head }));
+      const heads = Array.from({ length: stage.heads }, (_, head) => String(head + 1));
+      byId("head-line").hidden = stage.heads === 1;
+      buildChoices(byId("heads"), stage.heads > 1 ? heads : [], (head) => this.set({ head }), (head) => `head ${head + 1}`);
     }
     markChoice(byId("queries"), state.query);
     markChoice(byId("sources"), stage.isCross ? state.key : -1);
@@ -124,14 +124,14 @@ class Page {
 
   showHeads() {
     markChoice(byId("heads"), this.state.head);
+    reveal(byId("heads"), this.state.head);
   }
 
   showMatrix() {
     const { view, state } = this;
-    const ofHead = this.stage.heads > 1 && !["x", "source", "heads", "output"].includes(state.step) ? `, head ${state.head + 1}` : "";
-    byId("matrix-title").replaceChildren(element("span", { text: view.formula }),
-      element("span", { class: "shape", text: ` ${showShape([view.matrix.rows, view.matrix.cols])}${ofHead}` }));
-    byId("matrix-words").textContent = this.words();
+    byId("matrix-title").replaceChildren(element("span", {}, ...formula(view.formula)),
+      element("span", { class: "shape", text: ` ${showShape([view.matrix.rows, view.matrix.cols])}` }));
+    byId("matrix-words").textContent = view.words;
     byId("as-table").setAttribute("aria-pressed", String(state.table));
     byId("matrix").hidden = state.table;
     byId("table").hidden = !state.table;
@@ -140,12 +140,6 @@ class Page {
     if (state.table) byId("table").replaceChildren(buildTable(view, this.place));
     else byId("table").replaceChildren();
     this.drawPicture();
-  }
-
-  /** The view's words; a claim about sums only while it holds. */
-  words() {
-    const { view, computed } = this;
-    return computed.options.normalise === "softmax" || !view.isWeights ? view.words : "Row = query, column = key.";
   }
 
   drawPicture() {
@@ -159,8 +153,13 @@ class Page {
     const scale = colourScale(this.view, this.scheme);
     drawColourBar(byId("bar"), scale);
     byId("bar-low").textContent = show(scale.low, 3);
-    byId("bar-high").textContent = show(scale.high, 3);
-    byId("bar-hole").hidden = this.view.matrix.data.every(Number.isFinite);
+    byId("bar-high").textContent = `${scale.clipped ? "≥ " : ""}${show(scale.high, 3)}`;
+    byId("bar-hole").hidden = !this.hasHidden();
+  }
+
+  hasHidden() {
+    const { matrix, isHidden } = this.view;
+    return matrix.data.some((value, at) => !Number.isFinite(value) || isHidden(Math.floor(at / matrix.cols), at % matrix.cols));
   }
 
   drawSized() {
@@ -183,12 +182,12 @@ class Page {
   cellText(pair) {
     const { stage, state, view, place } = this;
     const value = view.matrix.at(place.row, place.col);
-    const query = `Query ${shorten(stage.tokens[state.query], 24)}`;
-    const key = `key ${shorten(stage.keyTokens[state.key], 24)}`;
-    const head = stage.heads > 1 ? `, head ${state.head + 1}` : "";
+    const query = `Query ${isolated(shorten(stage.tokens[state.query], 24))}`;
+    const key = `key ${isolated(shorten(stage.keyTokens[state.key], 24))}`;
+    const head = stage.heads > 1 && view.ofHead ? `, head ${state.head + 1}` : "";
     const name = { scores: "score", scaled: "scaled score", masked: "masked score", weights: "weight", dropped: "weight after dropout" }[state.step];
     if (name) {
-      const weight = state.step === "weights" ? "" : `, weight ${show(pair.weight)}`;
+      const weight = view.isWeights ? "" : `, weight ${show(pair.weight)}`;
       return `${query} → ${key}${head}: ${name} ${show(value)}${weight}`;
     }
     if (view.rowAxis === "inner") return `Input ${place.row + 1} → component ${place.col + 1}${head}: ${show(value)}`;

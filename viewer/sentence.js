@@ -33,9 +33,10 @@ function showShares(container, weights) {
   });
 }
 
-/** Brings a chosen token into sight inside its own scrolling row, without moving the page. */
+/** Brings a chosen token into sight, one line below the top of its own scrolling box, without moving the page. */
 function reveal(container, index) {
   const button = container.children[index];
-  if (!button || container.scrollHeight <= container.clientHeight) return;
-  container.scrollTop = button.offsetTop - container.offsetTop - (container.clientHeight - button.offsetHeight) / 2;
+  if (!button) return;
+  container.scrollTop = button.offsetTop - container.children[0].offsetTop - button.offsetHeight - 4;
+  container.scrollLeft = button.offsetLeft - container.offsetLeft - container.clientWidth / 2;
 }

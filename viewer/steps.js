@@ -20,6 +20,7 @@ const LABELS = {
   scaled: "÷ √d", masked: "mask", weights: "softmax", dropped: "dropout", context: "· V", heads: "heads", output: "output",
 };
 
+const WEIGHT_FORMULAS = { softmax: FORMULAS.weights, naive: "weights = exp ÷ row’s sum of exp", sum: "weights = scores ÷ row’s sum" };
 const PARAMETER_OF = { wq: "W_query", wk: "W_key", wv: "W_value" };
 const PAIRWISE = ["scores", "scaled", "masked", "weights", "dropped"];
 
@@ -50,7 +51,7 @@ function stepsOf(stage, options) {
     add("scaled", [queries, keys], { label: `÷ √${stage.headDim}`, off: !options.scale });
   }
   if (program.mask || options.mask) add("masked", [queries, keys], { off: !options.mask });
-  const normaliser = { sum: "÷ sum", naive: "naive softmax", softmax: "softmax" }[options.normalise];
+  const normaliser = { sum: "÷ sum", naive: "naive", softmax: "softmax" }[options.normalise];
   add("weights", [queries, keys], { label: normaliser });
   if (stage.dropout > 0 || stage.training || options.dropped.size > 0) {
     add("dropped", [queries, keys], { idle: !stage.training && options.dropped.size === 0 });
@@ -85,18 +86,24 @@ const featureNames = (count, prefix) => Array.from({ length: count }, (_, i) => 
  * ("query", "key", "feature", "inner").
  */
 function viewOf(stage, stepId, head, numbers) {
+  const never = () => false;
   const axes = (rowAxis, colAxis, rowLabels, colLabels, words) => ({ rowAxis, colAxis, rowLabels, colLabels, words });
   const byQuery = (cols, words) => axes("query", "feature", stage.tokens, featureNames(cols, ""), words);
   const byKey = (cols, words) => axes("key", "feature", stage.keyTokens, featureNames(cols, ""), words);
-  const make = (matrix, labels) => ({ stepId, matrix, isWeights: false, formula: FORMULAS[stepId], ...labels });
+  const make = (matrix, labels) => ({ stepId, matrix, isWeights: false, isHidden: never, ofHead: true, formula: FORMULAS[stepId], ...labels });
   const computed = () => numbers.head(head);
 
   if (PAIRWISE.includes(stepId)) {
     const matrix = { dropped: computed().dropped_weights }[stepId] ?? computed()[stepId];
     const isWeights = stepId === "weights" || stepId === "dropped";
-    const sums = isWeights && stepId === "weights" ? " Each row sums to 1." : "";
+    const { normalise } = numbers.options;
+    const sums = stepId === "weights" && normalise === "softmax" ? " Each row sums to 1." : "";
     const labels = axes("query", "key", stage.tokens, stage.keyTokens, `Row = query, column = key.${sums}`);
-    return { ...make(matrix, labels), isWeights };
+    const { masked } = computed();
+    // A masked key's weight is no small weight: it is shown as hidden.
+    const isHidden = isWeights ? (row, col) => masked.at(row, col) === -Infinity && matrix.at(row, col) === 0 : never;
+    const name = stepId === "weights" ? WEIGHT_FORMULAS[normalise] : FORMULAS[stepId];
+    return { ...make(matrix, labels), isWeights, isHidden, formula: name };
   }
   if (stepId in PARAMETER_OF) {
     const matrix = parameter(stage, PARAMETER_OF[stepId], head);
@@ -104,22 +111,23 @@ function viewOf(stage, stepId, head, numbers) {
     return make(matrix, axes("inner", "feature", featureNames(matrix.rows, "in "), featureNames(matrix.cols, "out "),
       `Row = component of the input, column = component made of it.${stored}`));
   }
+  const whole = (labels) => ({ ...labels, ofHead: false });
   const components = "column = component.";
   switch (stepId) {
-    case "x": return make(stage.inputs, byQuery(stage.dIn, `Row = token, ${components}`));
-    case "source": return make(stage.source, byKey(stage.source.cols, `Row = token of the source, ${components}`));
+    case "x": return make(stage.inputs, whole(byQuery(stage.dIn, `Row = token, ${components}`)));
+    case "source": return make(stage.source, whole(byKey(stage.source.cols, `Row = token of the source, ${components}`)));
     case "queries": return make(computed().queries, byQuery(computed().queries.cols, `Row = query, ${components}`));
     case "keys": return make(computed().keys, byKey(computed().keys.cols, `Row = key, ${components}`));
-    case "values": return make(computed().values, byKey(computed().values.cols, `Row = the key's value, ${components}`));
+    case "values": return make(computed().values, byKey(computed().values.cols, `Row = the key’s value, ${components}`));
     case "context": return make(computed().context, byQuery(computed().context.cols, `Row = query, ${components}`));
     case "heads": {
       const { joined } = numbers.joined();
       const names = featureNames(joined.cols, "").map((name, col) => `${name} · h${Math.floor(col / stage.headDim) + 1}`);
-      return make(joined, axes("query", "feature", stage.tokens, names, "Row = query, column = component and its head."));
+      return make(joined, whole(axes("query", "feature", stage.tokens, names, "Row = query, column = component and its head.")));
     }
     default: {
       const { output } = numbers.joined();
-      return make(output, byQuery(output.cols, `Row = query, ${components}`));
+      return make(output, whole(byQuery(output.cols, `Row = query, ${components}`)));
     }
   }
 }

@@ -30,7 +30,7 @@ const WHY = {
 function whySentence({ stage, options, step, query, key, row, masked }) {
   const changed = {
     sum: "A plain sum breaks once scores are negative: weights come out negative, or huge where the sum is near 0. And −∞ ÷ −∞ is nan.",
-    naive: "exp of anything past 88 overflows a float32 to ∞, and ∞ ÷ ∞ is nan. Subtracting the row's maximum first changes nothing else.",
+    naive: "exp of anything past 88 overflows a float32 to ∞, and ∞ ÷ ∞ is nan. Subtracting the row’s maximum first changes nothing else.",
   };
   if (step === "weights" || step === "dropped") {
     const wild = row.weights.some((weight) => !Number.isFinite(weight) || weight < 0);
@@ -41,8 +41,8 @@ function whySentence({ stage, options, step, query, key, row, masked }) {
       (stage.training ? "The survivors carry the factor 1/(1−p)." : "In training the survivors would be multiplied by 1/(1−p).");
   }
   if (masked && PAIRWISE.slice(2).includes(step)) {
-    return stage.isCross ? "This key is padding: −∞ before the softmax makes its weight exactly 0 and leaves the row's sum at 1."
-      : "This key lies in the query's future: −∞ before the softmax makes its weight exactly 0 and leaves the row's sum at 1.";
+    return stage.isCross ? "This key is padding: −∞ before the softmax makes its weight exactly 0 and leaves the row’s sum at 1."
+      : "This key lies in the query’s future: −∞ before the softmax makes its weight exactly 0 and leaves the row’s sum at 1.";
   }
   if (step === "masked" && !masked && query === key && options.mask) {
     return "A token may attend to itself: the diagonal stays, only what comes later is hidden.";
