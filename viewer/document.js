@@ -121,5 +121,5 @@ function readDocument(text) {
     return new Stage(stage, raw.tokens, used.get(name) === 1 ? name : `${name}-${used.get(name)}`);
   });
   const { index = 0, token } = raw.query ?? {};
-  return { query: clamp(index, 0, stages[0].tokens.length - 1), queryToken: token ?? null, elided: raw.elided ?? null, stages };
+  return { query: clamp(index, 0, stages[0].tokens.length - 1), queryToken: token === undefined ? null : visible(String(token)), elided: raw.elided ?? null, stages };
 }
