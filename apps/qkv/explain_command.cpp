@@ -179,7 +179,7 @@ void add_explain_command(CLI::App& program) {
     option("--digits", typed->digits, "Digits after the point (default 4)", "N")->group("Options");
     command->add_flag("--full", typed->full, "Every matrix, every row")->group("Options");
     command->add_flag("--json", typed->json, "One JSON document instead of screens")->group("Options");
-    option("--html", typed.html, "A page to play with, in one file, instead of screens", "FILE")->group("Options");
+    option("--html", typed->html, "A page to play with, in one file, instead of screens", "FILE")->group("Options");
     option("--color,--colour", typed->colour, "auto (default), always or never", "WHEN")->group("Options");
 
     command->footer(
