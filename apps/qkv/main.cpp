@@ -59,14 +59,15 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command '{}'; expected explain{}", word, qkv::app::suggestion(word, commands));
+            return fmt::format("unknown command {}; expected explain{}", qkv::explain::quoted(word),
+                               qkv::app::suggestion(word, commands));
         }
         if (flag) {
-            return fmt::format("unknown option '{}'{}; see qkv{}{} --help", word,
+            return fmt::format("unknown option {}{}; see qkv{}{} --help", qkv::explain::quoted(word),
                                qkv::app::suggestion(word.substr(0, word.find('=')), known), chosen.empty() ? "" : " ",
                                chosen.empty() ? "" : app.get_name());
         }
-        return fmt::format("unexpected '{}'; TEXT is one argument, so quote it", word);
+        return fmt::format("unexpected {}; TEXT is one argument, so quote it", qkv::explain::quoted(word));
     }
     std::string message = error.what();
     for (char& character : message) {

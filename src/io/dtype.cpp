@@ -109,8 +109,10 @@ template <class T, class Stored>
 bool convert(Stored stored, T& value) {
     value = static_cast<T>(stored);
     // Exact if the significant bits, from the highest to the lowest that is set, fit T's.
-    const auto wide = static_cast<std::uint64_t>(stored);
-    const std::uint64_t magnitude = stored < 0 ? 0 - wide : wide;
+    std::uint64_t magnitude = static_cast<std::make_unsigned_t<Stored>>(stored);
+    if (stored < 0) {
+        magnitude = std::uint64_t{1} + static_cast<std::make_unsigned_t<Stored>>(~stored);
+    }
     const int lowest = std::countr_zero(magnitude);
     return magnitude == 0 || static_cast<int>(std::bit_width(magnitude)) - lowest <= std::numeric_limits<T>::digits;
 }

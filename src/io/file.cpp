@@ -36,7 +36,7 @@ std::string_view kind_of(mode_t mode) {
 
 /// read or write, again after an interruption; gives the number of bytes.
 template <class Transfer>
-std::size_t transfer(Transfer&& once, std::string_view action, const std::string& name) {
+std::size_t transfer(const Transfer& once, std::string_view action, const std::string& name) {
     while (true) {
         const ssize_t count = once();
         if (count >= 0) {

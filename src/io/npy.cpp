@@ -117,7 +117,7 @@ private:
         return content;
     }
 
-    Dtype type(std::string_view descr) const {
+    [[nodiscard]] Dtype type(std::string_view descr) const {
         const auto* const found = std::ranges::find(kTypes, descr, &TypeName::numpy);
         if (found == kTypes.end()) {
             refuse("element type ", quote(descr), "; expected little-endian floats or integers, or bool");
@@ -181,8 +181,8 @@ Embeddings read_npy(const ByteSource& source) {
     const std::string& name = source.name();
     constexpr std::size_t kVersionBytes = 2;
     const std::string start = read_text(source, 0, kMagic.size() + kVersionBytes);
-    const int major = start[kMagic.size()];
-    const int minor = start[kMagic.size() + 1];
+    const auto major = static_cast<std::uint8_t>(start[kMagic.size()]);
+    const auto minor = static_cast<std::uint8_t>(start[kMagic.size() + 1]);
     if (!start.starts_with(kMagic) || major < 1 || major > 3 || minor != 0) {
         fail(ErrorCode::format, name, ": begins with ", quote(start),
              "; expected a .npy file of version 1.0, 2.0 or 3.0");

@@ -37,9 +37,8 @@ bool is_below_one(std::string_view text) noexcept {
 
 ParsedFloat parse_float(std::string_view text) noexcept {
     float value = 0;
-    const char* const end = text.data() + text.size();
-    const auto result = std::from_chars(text.data(), end, value);
-    if (result.ec == std::errc::invalid_argument || result.ptr != end) {
+    const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (result.ec == std::errc::invalid_argument || result.ptr != text.data() + text.size()) {
         return {0, kNotANumber};
     }
     if (result.ec == std::errc::result_out_of_range) {

@@ -3,6 +3,7 @@
 #include <bit>
 #include <charconv>
 #include <limits>
+#include <tuple>
 
 #include "core/check.hpp"
 #include "io/dtype.hpp"
@@ -250,8 +251,10 @@ void check_names_differ(const std::vector<TensorInfo>& tensors, std::string_view
 /// Sorts by offset and checks that the tensors tile the data: from 0 to its end, no hole, no overlap. Otherwise one
 /// file could show different content to different readers.
 void check_layout(std::vector<TensorInfo>& tensors, std::uint64_t data_bytes, std::string_view name) {
-    const auto order = [](const TensorInfo& info) { return std::pair(info.begin, info.end); };
-    std::ranges::stable_sort(tensors, {}, order);
+    // By name among empty tensors in one place, so that the order is always the same.
+    std::ranges::sort(tensors, {}, [](const TensorInfo& info) {
+        return std::tuple(info.begin, info.end, std::string_view(info.name));
+    });
     std::uint64_t expected_begin = 0;
     for (const TensorInfo& info : tensors) {
         if (info.begin != expected_begin) {

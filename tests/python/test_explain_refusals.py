@@ -89,6 +89,8 @@ def test_unknown_options_and_commands(qkv):
     rng = random.Random(3)
     for option in known:
         for slip in {"--" + misspelled(option[2:], rng) for _ in range(4)} - set(known):
+            if slip.startswith("---"):
+                continue  # the name of no option: it is TEXT
             message = refused(qkv, ["explain", slip], USAGE, "unknown option", slip)
             if len(option) > 7:
                 assert "Did you mean --" in message, message
@@ -102,7 +104,7 @@ def test_unknown_options_and_commands(qkv):
 def test_missing_and_repeated_values(qkv):
     flags = {"--train", "--qkv-bias", "--full", "--json", "--help"}
     for option in set(options_in_help(qkv)) - flags:
-        refused(qkv, ["explain", option], USAGE, option.replace("normalize", "normalise"))
+        refused(qkv, ["explain", option], USAGE, option.replace("normalize", "normalise").replace("colour", "color"))
     for flag in flags - {"--help"}:
         for value in ("3", "false", "maybe", ""):
             if value:
@@ -128,7 +130,7 @@ BAD_REQUESTS = [
     ([""], ["TEXT has no tokens"]),
     ([" \t\n "], ["TEXT has no tokens"]),
     (["--source", ""], ["--source has no tokens"]),
-    (["--source", "a " * 70000, "--stage", "cross"], ["70000 tokens", "2048"]),
+    (["--source", "a " * 65000, "--stage", "cross"], ["65000 tokens", "2048"]),
     (["a " * 60000], ["60000 tokens", "2048"]),
     (["--tokens", "2049"], ["2049", "2048"]),
     (["--tokens", "3", "words"], ["--tokens", "TEXT"]),
@@ -173,7 +175,7 @@ BAD_CSV = {
     "nan": b"1,nan\n", "inf": b"inf,2\n", "minus": b"1,-inf\n", "overflow": b"1,1e39\n", "huge": b"1,1e999\n",
     "hole": b"1,,3\n", "trailing": b"1,2,\n", "labels only": b"a\nb\n", "header": b"name,x,y\na,1,2\n",
     "quote": b'"a,1,2\n', "nul": b"1,\x002\n", "utf-8": b"\xff\xfe,1\n", "spaces": b"1 2\n", "semicolons": b"1;2\n3;4\n",
-    "binary": bytes(range(256)), "label twice": b"a,b,1\n", "hex": b"0x10,2\n", "comma": b",\n", "cr": b"1,2\r3\r",
+    "binary": bytes(range(256)), "label twice": b"a,b,1\n", "hex": b"1,0x10\n", "comma": b",\n", "cr": b"1,2\r3\r",
     "escape": b"\x1b[31m,1,x\n", "utf-16": "1,2\n".encode("utf-16"),
 }
 BAD_JSON = {
@@ -261,7 +263,7 @@ def hostile_files():
     yield "dtype", frame({"W_query": entry([3, 2], 0, 24, "F33")}, data[:24])
     yield "deep", frame(b'{"a":' + b"[" * 200000, b"")
     yield "utf-8", frame(b'{"\xff":{"dtype":"F32","shape":[],"data_offsets":[0,4]}}', bytes(4))
-    yield "escape in a name", frame({"\x1b[31mW\n": entry([3, 2], 0, 24)}, data[:24])
+    yield "escape in a name", frame({"\x1b[31mW\n": entry([3], 0, 12)}, data[:12])
 
 
 def test_hostile_weight_files(qkv, tmp_path):
@@ -314,7 +316,7 @@ def test_weight_files_that_do_not_fit(qkv, tmp_path):
     of({name: tensor for name, tensor in good.items() if name != "W_value.weight"}, "W_value.weight", "missing")
     of(good | {"extra": np.ones(3, np.float32)}, "extra", "[3]")
     of(good | {"mask": np.ones((9, 9), np.float32)}, "mask")
-    of(good | {"mask": np.triu(np.ones((5, 5), np.float32), 1)}, "6 tokens", "5", status=None or USAGE)
+    of(good | {"mask": np.triu(np.ones((5, 5), np.float32), 1)}, "6 tokens", "5", status=USAGE)
     of(good | {"mask": np.triu(np.ones((9, 8), np.float32), 1)}, "mask", "[9, 8]")
     of({"other": np.ones(3, np.float32)}, "no query projection")
     of({"W_query.weight": np.ones(3, np.float32)}, "[3]", "rank 2")

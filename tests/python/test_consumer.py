@@ -1,0 +1,65 @@
+"""The library as its users find it: find_package, add_subdirectory and pkg-config, static and shared."""
+
+import pathlib
+import shlex
+import subprocess
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONSUMER = ROOT / "tests" / "consumer"
+PRINTED = "-0.5874 0.0058\n"
+
+
+def run(*command, **keywords):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **keywords)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=["static", "shared"])
+def prefix(request, tmp_path_factory):
+    """The library alone, installed: without program or tests it needs neither CLI11 nor fmt nor GoogleTest."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run("cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+        f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}", "-DQKV_BUILD_PROGRAM=OFF",
+        "-DQKV_BUILD_TESTS=OFF", "-DQKV_BUILD_EXAMPLES=OFF")
+    run("cmake", "--build", folder / "build")
+    run("cmake", "--install", folder / "build", "--prefix", folder / "prefix")
+    return folder / "prefix"
+
+
+def library_folder(prefix):
+    return next(prefix.glob("lib*/**/libqkv.*")).parent
+
+
+def test_find_package(prefix, tmp_path):
+    run("cmake", "-S", CONSUMER / "find_package", "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", tmp_path)
+    assert run(tmp_path / "consumer", cwd=tmp_path) == PRINTED
+
+
+def test_pkg_config(prefix, tmp_path):
+    libraries = library_folder(prefix)
+    flags = shlex.split(run("pkg-config", "--cflags", "--libs", "qkv",
+                            env={"PKG_CONFIG_PATH": str(libraries / "pkgconfig"), "PATH": "/usr/bin:/bin"}))
+    run("g++", "-std=c++20", CONSUMER / "main.cpp", *flags, "-o", tmp_path / "consumer")
+    assert run(tmp_path / "consumer", cwd=tmp_path, env={"LD_LIBRARY_PATH": str(libraries)}) == PRINTED
+
+
+def test_add_subdirectory(tmp_path):
+    run("cmake", "-S", CONSUMER / "add_subdirectory", "-B", tmp_path, "-G", "Ninja")
+    run("cmake", "--build", tmp_path)
+    assert run(tmp_path / "consumer", cwd=tmp_path) == PRINTED
+
+
+def test_installed_headers_stand_alone(prefix, tmp_path):
+    """Every public header compiles on its own, with nothing but the standard library beside it."""
+    include = prefix / "include"
+    for header in sorted(include.glob("qkv/**/*.hpp")):
+        if header.name == "explain.hpp":
+            continue
+        source = tmp_path / "one.cpp"
+        source.write_text(f'#include "{header.relative_to(include)}"\n', encoding="utf-8")
+        run("g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", f"-I{include}", source)
+    assert not (include / "qkv" / "explain.hpp").exists()  # it belongs to the program
