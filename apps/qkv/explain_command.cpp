@@ -142,6 +142,9 @@ void add_explain_command(CLI::App& program) {
                             const char* placeholder) {
         return command->add_option(names, value, what)->type_name(placeholder);
     };
+    const auto flag = [&](const char* name, bool& value, const char* what) {
+        return command->add_flag(name, value, what)->disable_flag_override();  // --json=no would be a surprise
+    };
     command->add_option("text", typed->text, "A sentence of your own, in quotes; its vectors are random.")
         ->type_name("TEXT");
 
@@ -165,7 +168,7 @@ void add_explain_command(CLI::App& program) {
     option("--heads", typed->heads, "Number of heads (default 2)", "N")->group("Parameters");
     option("--context-length", typed->context_length, "Longest sequence (default: the sentence's length)", "N")
         ->group("Parameters");
-    command->add_flag("--qkv-bias", typed->qkv_bias, "Query, key and value layers with a bias")->group("Parameters");
+    flag("--qkv-bias", typed->qkv_bias, "Query, key and value layers with a bias")->group("Parameters");
     option("--init", typed->init, "self: uniform (raw matrices from rand) or linear (default: both)", "KIND")
         ->group("Parameters");
     option("--weights", typed->weights, "Parameters of one stage from a .safetensors file", "FILE")
@@ -173,12 +176,12 @@ void add_explain_command(CLI::App& program) {
     option("--seed", typed->seed, "Seed of everything random (default 123; linear self 789)", "N")->group("Parameters");
 
     option("--dropout", typed->dropout, "Probability of dropping a weight, with --train", "P")->group("Options");
-    command->add_flag("--train", typed->train, "Training mode: dropout is active")->group("Options");
+    flag("--train", typed->train, "Training mode: dropout is active")->group("Options");
     option("--normalise,--normalize", typed->normalise, "simple: sum, naive or softmax (default)", "HOW")
         ->group("Options");
     option("--digits", typed->digits, "Digits after the point (default 4)", "N")->group("Options");
-    command->add_flag("--full", typed->full, "Every matrix, every row")->group("Options");
-    command->add_flag("--json", typed->json, "One JSON document instead of screens")->group("Options");
+    flag("--full", typed->full, "Every matrix, every row")->group("Options");
+    flag("--json", typed->json, "One JSON document instead of screens")->group("Options");
     option("--html", typed->html, "A page to play with, in one file, instead of screens", "FILE")->group("Options");
     option("--color,--colour", typed->colour, "auto (default), always or never", "WHEN")->group("Options");
 

@@ -7,6 +7,7 @@
 
 #include "commands.hpp"
 #include "options.hpp"
+#include "output.hpp"
 #include "qkv/error.hpp"
 #include "qkv/explain.hpp"
 
@@ -15,9 +16,29 @@ namespace {
 constexpr int kData = 1;   // a file, or the system, is at fault
 constexpr int kUsage = 2;  // the command line is
 
+/// One line, whatever the message quotes: a token or a file name may hold a line break or an escape sequence.
 int complain(int status, const std::string& message) {
-    fmt::print(stderr, "qkv: {}\n", message);
+    fmt::print(stderr, "qkv: {}\n", qkv::explain::printable(message));
     return status;
+}
+
+void print(const std::string& text) {
+    qkv::app::write_output(text);
+    qkv::app::finish_output();
+}
+
+void run(CLI::App& program, int argc, char** argv) {
+    try {
+        program.parse(argc, argv);
+        if (program.get_subcommands().empty()) {
+            print(program.help());
+        }
+    } catch (const CLI::CallForHelp&) {
+        const auto chosen = program.get_subcommands();
+        print(chosen.empty() ? program.help() : chosen.front()->help());
+    } catch (const CLI::CallForVersion&) {
+        print(program.version() + '\n');
+    }
 }
 
 /// One line for whatever the command line parser refused, with the nearest word that it would have taken.
@@ -35,23 +56,24 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         }
     }
     if (const auto extra = app.remaining(true); !extra.empty()) {
-        const std::string word = qkv::explain::printable(extra.front());
+        const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command '{}'; expected explain{}", word, qkv::app::suggestion(word, commands));
+            return fmt::format("unknown command {}; expected explain{}", qkv::explain::quoted(word),
+                               qkv::app::suggestion(word, commands));
         }
         if (flag) {
-            return fmt::format("unknown option '{}'{}; see qkv{}{} --help", word,
+            return fmt::format("unknown option {}{}; see qkv{}{} --help", qkv::explain::quoted(word),
                                qkv::app::suggestion(word.substr(0, word.find('=')), known), chosen.empty() ? "" : " ",
                                chosen.empty() ? "" : app.get_name());
         }
-        return fmt::format("unexpected '{}'; TEXT is one argument, so quote it", word);
+        return fmt::format("unexpected {}; TEXT is one argument, so quote it", qkv::explain::quoted(word));
     }
     std::string message = error.what();
     for (char& character : message) {
         character = character == '\n' ? ' ' : character;
     }
-    return qkv::explain::printable(message);
+    return message;
 }
 
 }  // namespace
@@ -64,17 +86,7 @@ int main(int argc, char** argv) {
     qkv::app::add_explain_command(program);
     program.footer("Start with: qkv explain");
     try {
-        program.parse(argc, argv);
-        if (program.get_subcommands().empty()) {
-            fmt::print("{}", program.help());
-        }
-        return 0;
-    } catch (const CLI::CallForHelp&) {
-        const auto chosen = program.get_subcommands();
-        fmt::print("{}", chosen.empty() ? program.help() : chosen.front()->help());
-        return 0;
-    } catch (const CLI::CallForVersion&) {
-        fmt::print("{}\n", program.version());
+        run(program, argc, argv);
         return 0;
     } catch (const CLI::ParseError& error) {
         return complain(kUsage, explain_parse_error(program, error));

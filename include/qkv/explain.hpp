@@ -103,6 +103,9 @@ struct Report {
 /// \u{…} codes: nothing from outside moves a terminal's cursor. Bytes that are not UTF-8 become U+FFFD.
 [[nodiscard]] std::string printable(std::string_view text);
 
+/// `text` as messages quote it: printable, in single quotes, shortened to 60 columns.
+[[nodiscard]] std::string quoted(std::string_view text);
+
 /// The known word nearest to `word`, for suggestions; empty when none is near.
 [[nodiscard]] std::string nearest_word(std::string_view word, const std::vector<std::string>& known);
 

@@ -9,18 +9,19 @@
 
 namespace qkv {
 
-/// Σ a[i] b[i] in 16 interleaved partial sums. Lanes let the compiler vectorise without reordering anything, and make
-/// the rounding error grow with n/16 instead of n.
+/// Σ a[i] b[i], summed in double and rounded to T once: a product of two floats is exact there, so a float result is
+/// almost always the nearest one. 16 interleaved partial sums let the compiler vectorise without reordering anything.
 template <class T>
 [[nodiscard]] T dot(const T* a, const T* b, std::int64_t n) {
     constexpr std::int64_t kLanes = 16;
-    T total = 0;
+    const auto product = [a, b](std::int64_t i) { return static_cast<double>(a[i]) * static_cast<double>(b[i]); };
+    double total = 0;
     std::int64_t i = 0;
     if (n >= kLanes) {
-        std::array<T, kLanes> lanes{};
+        std::array<double, kLanes> lanes{};
         for (; i + kLanes <= n; i += kLanes) {
             for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-                lanes[static_cast<std::size_t>(lane)] += a[i + lane] * b[i + lane];
+                lanes[static_cast<std::size_t>(lane)] += product(i + lane);
             }
         }
         for (std::size_t half = kLanes / 2; half > 0; half /= 2) {
@@ -31,9 +32,9 @@ template <class T>
         total = lanes[0];
     }
     for (; i < n; ++i) {
-        total += a[i] * b[i];
+        total += product(i);
     }
-    return total;
+    return static_cast<T>(total);
 }
 
 /// out[m, n] = a[m, k] · b[n, k]ᵀ

@@ -8,6 +8,7 @@
 #include "core/check.hpp"
 #include "core/utf8.hpp"
 #include "explain/examples.hpp"
+#include "explain/text_cells.hpp"
 #include "qkv/io.hpp"
 
 namespace qkv::explain {
@@ -113,7 +114,8 @@ Sequence example_sequence(const std::string& name, const Request& request, Gener
     const Example* example = find_example(name);
     if (example == nullptr) {
         const std::string near = nearest_word(name, example_names());
-        fail(ErrorCode::invalid_argument, "unknown example '", name, "'; expected journey, sun, notebook or translate",
+        fail(ErrorCode::invalid_argument, "unknown example ", quoted(name),
+             "; expected journey, sun, notebook or translate",
              near.empty() ? "" : concat(". Did you mean ", near, "?"));
     }
     return built_in(*example);
@@ -252,13 +254,14 @@ std::int64_t find_query(const std::vector<std::string>& tokens, const std::optio
         return index - 1;
     }
     const std::string near = nearest_word(*query, tokens);
+    constexpr std::int64_t kLongestLabel = 24;
     std::string known;
     for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 8); ++i) {
-        known += (i == 0 ? "" : ", ") + tokens[static_cast<std::size_t>(i)];
+        known += (i == 0 ? "" : ", ") + clipped(printable(tokens[static_cast<std::size_t>(i)]), kLongestLabel);
     }
-    fail(ErrorCode::invalid_argument, "query token '", *query, "' is not in the sentence; expected ", known,
+    fail(ErrorCode::invalid_argument, "query token ", quoted(*query), " is not in the sentence; expected ", known,
          count > 8 ? ", …" : "", " or a place from 1 to ", count,
-         near.empty() ? "" : concat(". Did you mean ", near, "?"));
+         near.empty() ? "" : concat(". Did you mean ", clipped(printable(near), kLongestLabel), "?"));
 }
 
 std::string nearest_word(std::string_view word, const std::vector<std::string>& known) {

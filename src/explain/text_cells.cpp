@@ -71,6 +71,11 @@ std::string printable(std::string_view text) {
     return shown;
 }
 
+std::string quoted(std::string_view text) {
+    constexpr std::int64_t kLongest = 60;
+    return '\'' + clipped(printable(text), kLongest) + '\'';
+}
+
 std::string clipped(std::string_view text, std::int64_t width) {
     if (cell_width(text) <= width) {
         return std::string(text);

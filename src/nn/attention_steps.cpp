@@ -23,13 +23,13 @@ void softmax_row(const T* scores, T* weights, std::int64_t n) {
         std::fill_n(weights, n, T{0});
         return;
     }
-    T sum = 0;
+    double sum = 0;
     for (std::int64_t i = 0; i < n; ++i) {
         weights[i] = std::exp(scores[i] - maximum);
-        sum += weights[i];
+        sum += static_cast<double>(weights[i]);
     }
     for (std::int64_t i = 0; i < n; ++i) {
-        weights[i] /= sum;
+        weights[i] = static_cast<T>(static_cast<double>(weights[i]) / sum);
     }
 }
 

@@ -17,7 +17,7 @@ void normalise_row(const T* scores, T* weights, std::int64_t n, Normalise how) {
         softmax_row(scores, weights, n);
         return;
     }
-    T sum = 0;
+    T sum = 0;  // not double: the naive softmax overflows where PyTorch's does
     for (std::int64_t i = 0; i < n; ++i) {
         weights[i] = how == Normalise::sum ? scores[i] : std::exp(scores[i]);
         sum += weights[i];
@@ -85,16 +85,19 @@ BasicTensor<T> BasicSimpleSelfAttention<T>::forward_loops(const BasicTensor<T>& 
     for (std::int64_t b = 0; b < inputs.size(0); ++b) {
         for (std::int64_t query = 0; query < tokens; ++query) {
             for (std::int64_t key = 0; key < tokens; ++key) {
-                scores(key) = 0;
+                double sum = 0;
                 for (std::int64_t column = 0; column < dim; ++column) {
-                    scores(key) += inputs(b, query, column) * inputs(b, key, column);
+                    sum += static_cast<double>(inputs(b, query, column)) * static_cast<double>(inputs(b, key, column));
                 }
+                scores(key) = static_cast<T>(sum);
             }
             const BasicTensor<T> weights = normalise_rows(scores, how_);
-            for (std::int64_t key = 0; key < tokens; ++key) {
-                for (std::int64_t column = 0; column < dim; ++column) {
-                    context(b, query, column) += weights(key) * inputs(b, key, column);
+            for (std::int64_t column = 0; column < dim; ++column) {
+                double sum = 0;
+                for (std::int64_t key = 0; key < tokens; ++key) {
+                    sum += static_cast<double>(weights(key)) * static_cast<double>(inputs(b, key, column));
                 }
+                context(b, query, column) = static_cast<T>(sum);
             }
         }
     }
