@@ -94,20 +94,25 @@ void check_backward(AttentionCase& test, const Expected& expected, const Runtime
         gradients.dsinks = dsinks.view;
     }
     attention_backward(test.q.view, test.k.view, test.v.view, test.d_out.view, saved, gradients, test.options, runtime);
-    expect_rule("dq", read(dq.view), expected.exact.dq, expected.plain.dq, test.dtype);
-    expect_rule("dk", read(dk.view), expected.exact.dk, expected.plain.dk, test.dtype);
+    expect_rule("dq", read(dq.view), expected.exact.dq, expected.plain.dq, test.dtype,
+                expected.exact.dq_size);
+    expect_rule("dk", read(dk.view), expected.exact.dk, expected.plain.dk, test.dtype,
+                expected.exact.dk_size);
     expect_rule("dv", read(dv.view), expected.exact.dv, expected.plain.dv, test.dtype);
     if (test.bias) {
         expect_rule("dbias", read(dbias.view), reduce(expected.exact.dbias, score_shape, test.bias_shape),
-                    reduce(expected.plain.dbias, score_shape, test.bias_shape), test.compute);
+                    reduce(expected.plain.dbias, score_shape, test.bias_shape), test.dtype,
+                    reduce(expected.exact.dbias_size, score_shape, test.bias_shape));
     }
     if (test.slopes) {
         const Shape4 full{dense.batch, dense.heads, 1, 1};
         expect_rule("dalibi", read(dalibi.view), reduce(expected.exact.dslopes, full, test.slopes_shape),
-                    reduce(expected.plain.dslopes, full, test.slopes_shape), test.compute);
+                    reduce(expected.plain.dslopes, full, test.slopes_shape), test.dtype,
+                    reduce(expected.exact.dslopes_size, full, test.slopes_shape));
     }
     if (test.sinks) {
-        expect_rule("dsinks", read(dsinks.view), expected.exact.dsinks, expected.plain.dsinks, test.compute);
+        expect_rule("dsinks", read(dsinks.view), expected.exact.dsinks, expected.plain.dsinks, test.dtype,
+                    expected.exact.dsinks_size);
     }
 }
 

@@ -37,9 +37,11 @@ void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int
             A* out = scratch.value;
             load(out, saved.out->at(sequence.batch, head, query, 0), saved.out->dtype, 1, problem.value_dim);
             load(scratch.d_out, call.d_out.at(sequence.batch, head, query, 0), call.d_out.dtype, 1, problem.value_dim);
+            double sum = 0.0;  // once per row: float64 costs nothing here, and every dS of the row rests on it
             for (std::int64_t d = 0; d < problem.value_dim; ++d) {
-                delta += scratch.d_out[d] * out[d];
+                sum += static_cast<double>(scratch.d_out[d]) * static_cast<double>(out[d]);
             }
+            delta = static_cast<A>(sum);
         }
         statistics.lse[at] = lse;
         statistics.delta[at] = delta;

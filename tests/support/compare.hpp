@@ -1,5 +1,5 @@
 // The error rule: infinities and NaN in the same places, and no error beyond twice that of a plain computation in the
-// same precision, plus a floor of a few roundings of the largest value.
+// same precision, plus a floor of a few roundings of the largest size.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -35,24 +35,32 @@ namespace support {
     return error;
 }
 
-/// `dtype` is what `got` was stored in; half a unit of it is a rounding error of the largest value.
+/// `dtype` is the precision at work. The floor is four roundings in it of the largest of `sizes`: what the values would
+/// be if nothing cancelled, or the values themselves.
 inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
-                        const std::vector<double>& plain, qkv::DType dtype) {
+                        const std::vector<double>& plain, qkv::DType dtype, const std::vector<double>& sizes) {
     ASSERT_EQ(got.size(), expected.size()) << what;
-    double largest = 0.0;
     for (std::size_t at = 0; at < expected.size(); ++at) {
         if (!std::isfinite(expected[at])) {
             ASSERT_TRUE(std::isnan(expected[at]) ? std::isnan(got[at]) : got[at] == expected[at])
                 << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
         } else {
             ASSERT_TRUE(std::isfinite(got[at])) << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
-            largest = std::max(largest, std::fabs(expected[at]));
         }
+    }
+    double largest = 0.0;
+    for (const double size : sizes) {
+        largest = std::isfinite(size) ? std::max(largest, std::fabs(size)) : largest;
     }
     const double floor = 4.0 * epsilon(dtype) * largest;
     const double allowed = 2.0 * max_error(plain, expected) + floor;
-    EXPECT_LE(max_error(got, expected), allowed) << what << ": plain error " << max_error(plain, expected) << ", largest value "
+    EXPECT_LE(max_error(got, expected), allowed) << what << ": plain error " << max_error(plain, expected) << ", largest size "
                                                  << largest;
+}
+
+inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
+                        const std::vector<double>& plain, qkv::DType dtype) {
+    expect_rule(what, got, expected, plain, dtype, expected);
 }
 
 }  // namespace support

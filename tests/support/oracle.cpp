@@ -30,7 +30,7 @@ public:
         r_.out.resize(size(p_.batch, p_.heads, p_.queries, p_.value_dim));
         r_.lse.resize(rows);
         r_.lse_with_sink.resize(rows);
-        for (auto* tensor : {&r_.scaled, &r_.capped, &r_.masked, &r_.weights, &r_.dbias}) {
+        for (auto* tensor : {&r_.scaled, &r_.capped, &r_.masked, &r_.weights, &r_.dbias, &r_.dbias_size}) {
             tensor->resize(scores);
         }
         dq_.resize(p_.q.size());
@@ -38,6 +38,10 @@ public:
         dv_.resize(p_.v.size());
         r_.dsinks.assign(static_cast<std::size_t>(p_.heads), 0.0);
         r_.dslopes.assign(size(p_.batch, p_.heads), 0.0);
+        r_.dq_size.assign(p_.q.size(), 0.0);
+        r_.dk_size.assign(p_.k.size(), 0.0);
+        r_.dsinks_size = r_.dsinks;
+        r_.dslopes_size = r_.dslopes;
         for (std::int64_t b = 0; b < p_.batch; ++b) {
             for (std::int64_t h = 0; h < p_.heads; ++h) {
                 for (std::int64_t i = 0; i < p_.queries; ++i) {
@@ -155,6 +159,11 @@ private:
 
         // Backward: softmax's Jacobian as it stands, sum and all.
         Real expectation = 0;
+        double delta_size = 0;
+        for (std::int64_t d = 0; d < p_.value_dim; ++d) {
+            delta_size += std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] *
+                                    r_.out[static_cast<std::size_t>(o_row + d)]);
+        }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
             if (masked[c]) {
@@ -171,6 +180,7 @@ private:
         }
         if (sink && sum != Real(0)) {
             r_.dsinks[static_cast<std::size_t>(h)] -= static_cast<double>(sink_weight / sum * expectation);
+            r_.dsinks_size[static_cast<std::size_t>(h)] += static_cast<double>(sink_weight / sum) * delta_size;
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
@@ -178,20 +188,32 @@ private:
                 continue;
             }
             Real ds = round(weight[c] * (gradient[c] - expectation));
+            double ds_size = static_cast<double>(weight[c] * std::fabs(gradient[c])) +
+                             static_cast<double>(weight[c]) * delta_size;
             if (p_.derivative) {
-                ds = round(ds * static_cast<Real>(p_.derivative(static_cast<double>(before[c]), b, h, i, j)));
+                const double slope = p_.derivative(static_cast<double>(before[c]), b, h, i, j);
+                ds = round(ds * static_cast<Real>(slope));
+                ds_size *= std::fabs(slope);
             }
             r_.dbias[static_cast<std::size_t>(p_.score_index(b, h, i, j))] = static_cast<double>(ds);
+            r_.dbias_size[static_cast<std::size_t>(p_.score_index(b, h, i, j))] = ds_size;
             if (!p_.slopes.empty()) {
                 r_.dslopes[static_cast<std::size_t>(b * p_.heads + h)] -=
                     static_cast<double>(ds * at(p_.distance, (b * p_.queries + i) * p_.keys + j));
+                r_.dslopes_size[static_cast<std::size_t>(b * p_.heads + h)] +=
+                    ds_size * p_.distance[static_cast<std::size_t>((b * p_.queries + i) * p_.keys + j)];
             }
             if (p_.softcap > 0) {
                 const Real t = capped[c] / static_cast<Real>(p_.softcap);
                 ds = round(ds * (1 - t * t));
             }
             ds = round(ds * static_cast<Real>(p_.scale));
+            ds_size *= std::fabs(p_.scale);
             for (std::int64_t d = 0; d < p_.head_dim; ++d) {
+                r_.dq_size[static_cast<std::size_t>(q_row + d)] +=
+                    ds_size * std::fabs(p_.k[static_cast<std::size_t>((k_head + j) * p_.head_dim + d)]);
+                r_.dk_size[static_cast<std::size_t>((k_head + j) * p_.head_dim + d)] +=
+                    ds_size * std::fabs(p_.q[static_cast<std::size_t>(q_row + d)]);
                 dq_[static_cast<std::size_t>(q_row + d)] += ds * at(p_.k, (k_head + j) * p_.head_dim + d);
                 dk_[static_cast<std::size_t>((k_head + j) * p_.head_dim + d)] += ds * at(p_.q, q_row + d);
             }

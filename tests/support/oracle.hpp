@@ -36,6 +36,9 @@ struct Result {
     std::vector<double> dbias;    // [B, Hq, Tq, Tk], not yet reduced
     std::vector<double> dsinks;   // [Hq]
     std::vector<double> dslopes;  // [B, Hq], not yet reduced
+    // What each gradient would be if nothing cancelled: the sums of the sizes of their terms, delta = Σ dO · O taken
+    // apart too. Rounding is relative to these.
+    std::vector<double> dq_size, dk_size, dbias_size, dsinks_size, dslopes_size;
 };
 
 /// In which arithmetic: `exact` is the reference (long double: also above float64 inputs); the others are the plain
