@@ -35,25 +35,25 @@ struct Request {
     std::vector<Stage> stages = all_stages();
 
     // The sentence: one of text, example, tokens, or embeddings (which text may label).
-    std::optional<std::string> text;
-    std::optional<std::string> example;  ///< journey, sun, notebook or translate
-    std::optional<std::int64_t> tokens;  ///< so many unnamed tokens with random vectors
-    std::optional<std::filesystem::path> embeddings;
-    std::optional<std::int64_t> dim;   ///< width of random vectors
-    std::optional<std::string> query;  ///< a token, or its place counted from 1
+    std::optional<std::string> text = {};
+    std::optional<std::string> example = {};  ///< journey, sun, notebook or translate
+    std::optional<std::int64_t> tokens = {};  ///< so many unnamed tokens with random vectors
+    std::optional<std::filesystem::path> embeddings = {};
+    std::optional<std::int64_t> dim = {};   ///< width of random vectors
+    std::optional<std::string> query = {};  ///< a token, or its place counted from 1
 
     // The other sequence of cross-attention.
-    std::optional<std::string> source;
-    std::optional<std::filesystem::path> source_embeddings;
+    std::optional<std::string> source = {};
+    std::optional<std::filesystem::path> source_embeddings = {};
 
     // The parameters.
-    std::optional<std::filesystem::path> weights;
-    std::optional<nn::Init> init;
-    std::optional<std::int64_t> d_out;
-    std::optional<std::int64_t> heads;
-    std::optional<std::int64_t> context_length;
+    std::optional<std::filesystem::path> weights = {};
+    std::optional<nn::Init> init = {};
+    std::optional<std::int64_t> d_out = {};
+    std::optional<std::int64_t> heads = {};
+    std::optional<std::int64_t> context_length = {};
     bool qkv_bias = false;
-    std::optional<std::uint64_t> seed;
+    std::optional<std::uint64_t> seed = {};
 
     double dropout = 0.0;
     bool train = false;

@@ -14,6 +14,7 @@ namespace {
 constexpr std::int64_t kMargin = 3;       // " ▸ " before the chosen query, blanks before the others
 constexpr std::int64_t kLabelWidth = 10;  // longer labels are clipped
 constexpr std::int64_t kGap = 2;
+constexpr std::int64_t kElided = 2;  // " …" after the last number shown
 
 std::int64_t widest(const std::vector<std::string>& labels, std::int64_t limit) {
     std::int64_t width = 1;
@@ -30,6 +31,7 @@ struct Layout {
     std::int64_t cell = 0;          // a weight and the blank before it
     std::int64_t context_cell = 0;  // a context value and the blanks before it
     std::vector<std::int64_t> keys;
+    std::string hidden_mark;  // " +12" where keys are hidden
     std::int64_t context_columns = 0;
 };
 
@@ -54,12 +56,15 @@ Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tens
         layout.label = widest(stage.tokens, kLabelWidth);
         layout.cell = std::max<std::int64_t>(digits + 2, widest(stage.keys(), longest_key)) + 1;
         layout.context_cell = widest_number(context, digits) + kGap;
-        const std::int64_t room = style.width - kMargin - layout.label - 1 - kGap - 1;
-        const std::int64_t for_keys =
-            std::max<std::int64_t>(1, (room - least_context * layout.context_cell) / layout.cell);
-        layout.keys = shown_places(key_count, for_keys, needed);
-        const auto used = static_cast<std::int64_t>(layout.keys.size()) * layout.cell;
-        layout.context_columns = std::clamp<std::int64_t>((room - used) / layout.context_cell, 0, width);
+        const std::int64_t room = style.width - kMargin - layout.label;
+        const std::int64_t least = least_context * layout.context_cell + (least_context < width ? kElided : 0);
+        layout.keys = shown_places(key_count, std::max<std::int64_t>(1, (room - least) / layout.cell), needed);
+        const auto shown = static_cast<std::int64_t>(layout.keys.size());
+        layout.hidden_mark = shown < key_count ? fmt::format(" +{}", key_count - shown) : "";
+        const std::int64_t left = room - shown * layout.cell - cell_width(layout.hidden_mark);
+        const bool whole = left >= width * layout.context_cell;
+        layout.context_columns =
+            whole ? width : std::clamp<std::int64_t>((left - kElided) / layout.context_cell, 0, width);
         return layout;
     };
     const std::int64_t usual_context = style.width < 80 ? 1 : 2;
@@ -251,19 +256,18 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
     const Tensor& weights = final_weights(stage);
     const Tensor& context = *stage.tensors.find("context");
     const Layout layout = fitted_layout(stage, weights, context, style);
-    const std::int64_t key_count = weights.size(-1);
     const std::int64_t query_count = weights.size(-2);
-    const auto hidden_keys = key_count - static_cast<std::int64_t>(layout.keys.size());
 
     std::string header(static_cast<std::size_t>(kMargin + layout.label), ' ');
     for (const std::int64_t key : layout.keys) {
         const std::string label = printable(stage.keys()[static_cast<std::size_t>(key)]);
         header += ' ' + padded(label, layout.cell - 1, Align::right);
     }
-    header += hidden_keys > 0 ? fmt::format(" +{}", hidden_keys) : "";
+    header += layout.hidden_mark;
     const std::string title = fmt::format("context [{},{}]", context.size(0), context.size(1));
-    const std::int64_t left = style.width - cell_width(header) - kGap;
-    header += std::string(kGap, ' ') + clipped(title, left);
+    if (const std::int64_t left = style.width - cell_width(header) - kGap; left > 0) {
+        header += std::string(kGap, ' ') + clipped(title, left);
+    }
     Lines lines{header};
 
     const std::vector<std::int64_t> queries = shown_places(query_count, rows, {stage.query});
@@ -279,8 +283,8 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
                 padded(masked ? "·" : number(weight, layout.digits), layout.cell - 1, Align::right);
             line += ' ' + (masked ? cell : ink.shaded(cell, weight));
         }
-        if (hidden_keys > 0) {
-            line += padded(" …", cell_width(fmt::format(" +{}", hidden_keys)), Align::left);
+        if (!layout.hidden_mark.empty()) {
+            line += padded(" …", cell_width(layout.hidden_mark), Align::left);
         }
         for (std::int64_t column = 0; column < layout.context_columns; ++column) {
             line += padded(number(context(query, column), layout.digits), layout.context_cell, Align::right);
