@@ -181,8 +181,8 @@ std::int64_t value_width(const StageReport& stage, const std::vector<std::int64_
     return static_cast<std::int64_t>(width);
 }
 
-std::string hidden_line(std::int64_t hidden, const char* what) {
-    return fmt::format("{}… {} more {}; --full shows them", std::string(kMargin, ' '), hidden, what);
+std::string hidden_line(std::int64_t hidden, const char* what, std::int64_t width) {
+    return clipped(fmt::format("{}… {} more {}; --full shows them", std::string(kMargin, ' '), hidden, what), width);
 }
 
 }  // namespace
@@ -292,7 +292,7 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
         lines.push_back(line + (layout.context_columns < context.size(-1) ? " …" : ""));
     }
     if (const auto hidden = query_count - static_cast<std::int64_t>(queries.size()); hidden > 0) {
-        lines.push_back(ink.faint(hidden_line(hidden, "queries")));
+        lines.push_back(ink.faint(hidden_line(hidden, "queries", style.width)));
     }
     return lines;
 }
@@ -325,16 +325,24 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
         }
         columns.erase(spare);
     }
-    const std::int64_t value_room = std::max<std::int64_t>(3, style.width - used() - kGap);
+    // A very narrow terminal keeps the weights to the last: they make the context.
+    constexpr std::int64_t kLeastTuple = 3;  // "(…)"
+    while (columns.size() > 1 && used() + kGap + kLeastTuple > style.width) {
+        columns.erase(columns.begin());
+    }
+    const std::int64_t value_room = std::max(kLeastTuple, style.width - used() - kGap);
 
     const std::int64_t value_cell = value_width(stage, keys, style.digits);
     const Tensor& asking = *stage.tensors.find(simple ? "inputs" : "queries");
     const Tensor& values = *stage.tensors.find(simple ? "inputs" : "values");
-    const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]), 24);
+    const std::int64_t words_width = stage.heads > 1 ? 28 : 18;
+    const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]),
+                                      std::min<std::int64_t>(24, style.width - words_width));
     std::string title = fmt::format(" ▸ {}, step by step{}", ink.bold(token), stage.heads > 1 ? " in head 1" : "");
-    const std::int64_t title_width = cell_width(token) + (stage.heads > 1 ? 28 : 18);
-    title += fmt::format("   {} = {}", simple ? "x" : "q",
-                         tuple(row_of(asking, 0, stage.query), style.digits, style.width - title_width - 7));
+    if (const std::int64_t left = style.width - cell_width(token) - words_width - 7; left >= kLeastTuple) {
+        title +=
+            fmt::format("   {} = {}", simple ? "x" : "q", tuple(row_of(asking, 0, stage.query), style.digits, left));
+    }
     Lines lines{title};
 
     const auto assemble = [&](const std::string& first, const auto& cell_of, const std::string& last) {
@@ -353,7 +361,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
             tuple(row_of(values, 0, key), style.digits, value_room, value_cell)));
     }
     if (const std::int64_t hidden = key_count - static_cast<std::int64_t>(keys.size()); hidden > 0) {
-        lines.push_back(ink.faint(hidden_line(hidden, "keys")));
+        lines.push_back(ink.faint(hidden_line(hidden, "keys", style.width)));
     }
     // A wrapper's context holds all heads side by side; the step-by-step follows the first.
     const auto head_width = static_cast<std::size_t>(values.size(-1));
