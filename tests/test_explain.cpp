@@ -97,8 +97,8 @@ TEST(Printable, NothingMovesTheCursor) {
               "a\uFFFDb\uFFFD");
     EXPECT_EQ(printable(std::string_view("\0", 1)), "\\u{0}");
     EXPECT_EQ(printable(""), "");
-    EXPECT_EQ(quoted("a\n"), "'a\\u{a}'");
-    EXPECT_EQ(quoted(std::string(500, 'x')), "'" + std::string(59, 'x') + "…'");
+    EXPECT_EQ(in_quotes("a\n"), "'a\\u{a}'");
+    EXPECT_EQ(in_quotes(std::string(500, 'x')), "'" + std::string(59, 'x') + "…'");
 }
 
 TEST(Run, AllStagesInTeachingOrderWithTheirSeeds) {

@@ -59,17 +59,20 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command {}; expected explain{}", qkv::explain::quoted(word),
+            return fmt::format("unknown command {}; expected explain{}", qkv::explain::in_quotes(word),
                                qkv::app::suggestion(word, commands));
         }
         if (flag) {
-            return fmt::format("unknown option {}{}; see qkv{}{} --help", qkv::explain::quoted(word),
+            return fmt::format("unknown option {}{}; see qkv{}{} --help", qkv::explain::in_quotes(word),
                                qkv::app::suggestion(word.substr(0, word.find('=')), known), chosen.empty() ? "" : " ",
                                chosen.empty() ? "" : app.get_name());
         }
-        return fmt::format("unexpected {}; TEXT is one argument, so quote it", qkv::explain::quoted(word));
+        return fmt::format("unexpected {}; TEXT is one argument, so quote it", qkv::explain::in_quotes(word));
     }
     std::string message = error.what();
+    if (const auto end = message.find(" was given a disallowed flag override"); end != std::string::npos) {
+        return fmt::format("--{} is a flag; it takes no value", message.substr(0, end));
+    }
     for (char& character : message) {
         character = character == '\n' ? ' ' : character;
     }

@@ -24,7 +24,7 @@ std::optional<Number> parsed(const std::string& typed) {
 
 [[noreturn]] void refuse(const std::string& option, const std::string& typed, const std::string& expected) {
     throw Error(ErrorCode::invalid_argument,
-                fmt::format("{} is {}; expected {}", option, explain::quoted(typed), expected));
+                fmt::format("{} is {}; expected {}", option, explain::in_quotes(typed), expected));
 }
 
 }  // namespace

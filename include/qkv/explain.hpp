@@ -104,7 +104,7 @@ struct Report {
 [[nodiscard]] std::string printable(std::string_view text);
 
 /// `text` as messages quote it: printable, in single quotes, shortened to 60 columns.
-[[nodiscard]] std::string quoted(std::string_view text);
+[[nodiscard]] std::string in_quotes(std::string_view text);
 
 /// The known word nearest to `word`, for suggestions; empty when none is near.
 [[nodiscard]] std::string nearest_word(std::string_view word, const std::vector<std::string>& known);

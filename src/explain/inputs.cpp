@@ -114,7 +114,7 @@ Sequence example_sequence(const std::string& name, const Request& request, Gener
     const Example* example = find_example(name);
     if (example == nullptr) {
         const std::string near = nearest_word(name, example_names());
-        fail(ErrorCode::invalid_argument, "unknown example ", quoted(name),
+        fail(ErrorCode::invalid_argument, "unknown example ", in_quotes(name),
              "; expected journey, sun, notebook or translate",
              near.empty() ? "" : concat(". Did you mean ", near, "?"));
     }
@@ -259,7 +259,7 @@ std::int64_t find_query(const std::vector<std::string>& tokens, const std::optio
     for (std::int64_t i = 0; i < std::min<std::int64_t>(count, 8); ++i) {
         known += (i == 0 ? "" : ", ") + clipped(printable(tokens[static_cast<std::size_t>(i)]), kLongestLabel);
     }
-    fail(ErrorCode::invalid_argument, "query token ", quoted(*query), " is not in the sentence; expected ", known,
+    fail(ErrorCode::invalid_argument, "query token ", in_quotes(*query), " is not in the sentence; expected ", known,
          count > 8 ? ", …" : "", " or a place from 1 to ", count,
          near.empty() ? "" : concat(". Did you mean ", clipped(printable(near), kLongestLabel), "?"));
 }

@@ -76,14 +76,16 @@ Lines naive_against_stable(const StageReport& stage, const TextStyle& style) {
     };
     constexpr std::array kFactors{1.0F, 1000.0F, -1000.0F};
     constexpr std::array<std::string_view, 3> kTitles{"scores", "× 1000", "× −1000"};
-    const std::int64_t cell = style.digits + 7;
+    constexpr std::int64_t kNarrowLabel = 10;
+    const bool narrow = style.width < 34 + 3 * (style.digits + 7);
+    const std::int64_t cell = std::min<std::int64_t>(style.digits + 7, (style.width - kNarrowLabel) / 3);
     std::string header = padded("   largest weight of the row", 34, Align::left);
     std::string naive = padded("   naive   exp(s) / Σ exp(s)", 34, Align::left);
     std::string stable = padded("   stable  exp(s−max) / Σ exp(s−max)", 34, Align::left);
-    if (style.width < 34 + 3 * cell) {
-        header = padded("   largest", 10, Align::left);
-        naive = padded("   naive", 10, Align::left);
-        stable = padded("   stable", 10, Align::left);
+    if (narrow) {
+        header = padded("   largest", kNarrowLabel, Align::left);
+        naive = padded("   naive", kNarrowLabel, Align::left);
+        stable = padded("   stable", kNarrowLabel, Align::left);
     } else {
         stable = padded("   stable  exp(s−m) / Σ exp(s−m)", 34, Align::left);
     }
@@ -269,13 +271,16 @@ Lines joined_heads(const StageReport& stage, const TextStyle& style) {
     if (output == nullptr && stage.heads == 1) {
         return {};
     }
-    const std::int64_t half = output != nullptr ? (style.width - 36) / 2 : style.width - 16;
-    std::string line =
-        fmt::format("   heads joined {}", tuple(context, style.digits, std::max<std::int64_t>(half, 10)));
-    if (output != nullptr) {
-        line += fmt::format(" → out_proj → {}",
-                            tuple(output->row(stage.query), style.digits, style.width - cell_width(line) - 14));
+    if (output == nullptr || style.width < 60) {
+        Lines lines{"   heads joined " + tuple(context, style.digits, style.width - 16)};
+        if (output != nullptr) {
+            lines.push_back("   → out_proj → " + tuple(output->row(stage.query), style.digits, style.width - 16));
+        }
+        return lines;
     }
+    std::string line = "   heads joined " + tuple(context, style.digits, (style.width - 36) / 2);
+    line += fmt::format(" → out_proj → {}",
+                        tuple(output->row(stage.query), style.digits, style.width - cell_width(line) - 14));
     return {line};
 }
 

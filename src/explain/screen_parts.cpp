@@ -14,6 +14,7 @@ namespace {
 constexpr std::int64_t kMargin = 3;       // " ▸ " before the chosen query, blanks before the others
 constexpr std::int64_t kLabelWidth = 10;  // longer labels are clipped
 constexpr std::int64_t kGap = 2;
+constexpr std::int64_t kElided = 2;  // " …" after the last number shown
 
 std::int64_t widest(const std::vector<std::string>& labels, std::int64_t limit) {
     std::int64_t width = 1;
@@ -30,6 +31,7 @@ struct Layout {
     std::int64_t cell = 0;          // a weight and the blank before it
     std::int64_t context_cell = 0;  // a context value and the blanks before it
     std::vector<std::int64_t> keys;
+    std::string hidden_mark;  // " +12" where keys are hidden
     std::int64_t context_columns = 0;
 };
 
@@ -54,12 +56,15 @@ Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tens
         layout.label = widest(stage.tokens, kLabelWidth);
         layout.cell = std::max<std::int64_t>(digits + 2, widest(stage.keys(), longest_key)) + 1;
         layout.context_cell = widest_number(context, digits) + kGap;
-        const std::int64_t room = style.width - kMargin - layout.label - 1 - kGap - 1;
-        const std::int64_t for_keys =
-            std::max<std::int64_t>(1, (room - least_context * layout.context_cell) / layout.cell);
-        layout.keys = shown_places(key_count, for_keys, needed);
-        const auto used = static_cast<std::int64_t>(layout.keys.size()) * layout.cell;
-        layout.context_columns = std::clamp<std::int64_t>((room - used) / layout.context_cell, 0, width);
+        const std::int64_t room = style.width - kMargin - layout.label;
+        const std::int64_t least = least_context * layout.context_cell + (least_context < width ? kElided : 0);
+        layout.keys = shown_places(key_count, std::max<std::int64_t>(1, (room - least) / layout.cell), needed);
+        const auto shown = static_cast<std::int64_t>(layout.keys.size());
+        layout.hidden_mark = shown < key_count ? fmt::format(" +{}", key_count - shown) : "";
+        const std::int64_t left = room - shown * layout.cell - cell_width(layout.hidden_mark);
+        const bool whole = left >= width * layout.context_cell;
+        layout.context_columns =
+            whole ? width : std::clamp<std::int64_t>((left - kElided) / layout.context_cell, 0, width);
         return layout;
     };
     const std::int64_t usual_context = style.width < 80 ? 1 : 2;
@@ -176,8 +181,8 @@ std::int64_t value_width(const StageReport& stage, const std::vector<std::int64_
     return static_cast<std::int64_t>(width);
 }
 
-std::string hidden_line(std::int64_t hidden, const char* what) {
-    return fmt::format("{}… {} more {}; --full shows them", std::string(kMargin, ' '), hidden, what);
+std::string hidden_line(std::int64_t hidden, const char* what, std::int64_t width) {
+    return clipped(fmt::format("{}… {} more {}; --full shows them", std::string(kMargin, ' '), hidden, what), width);
 }
 
 }  // namespace
@@ -251,19 +256,18 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
     const Tensor& weights = final_weights(stage);
     const Tensor& context = *stage.tensors.find("context");
     const Layout layout = fitted_layout(stage, weights, context, style);
-    const std::int64_t key_count = weights.size(-1);
     const std::int64_t query_count = weights.size(-2);
-    const auto hidden_keys = key_count - static_cast<std::int64_t>(layout.keys.size());
 
     std::string header(static_cast<std::size_t>(kMargin + layout.label), ' ');
     for (const std::int64_t key : layout.keys) {
         const std::string label = printable(stage.keys()[static_cast<std::size_t>(key)]);
         header += ' ' + padded(label, layout.cell - 1, Align::right);
     }
-    header += hidden_keys > 0 ? fmt::format(" +{}", hidden_keys) : "";
+    header += layout.hidden_mark;
     const std::string title = fmt::format("context [{},{}]", context.size(0), context.size(1));
-    const std::int64_t left = style.width - cell_width(header) - kGap;
-    header += std::string(kGap, ' ') + clipped(title, left);
+    if (const std::int64_t left = style.width - cell_width(header) - kGap; left > 0) {
+        header += std::string(kGap, ' ') + clipped(title, left);
+    }
     Lines lines{header};
 
     const std::vector<std::int64_t> queries = shown_places(query_count, rows, {stage.query});
@@ -279,8 +283,8 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
                 padded(masked ? "·" : number(weight, layout.digits), layout.cell - 1, Align::right);
             line += ' ' + (masked ? cell : ink.shaded(cell, weight));
         }
-        if (hidden_keys > 0) {
-            line += padded(" …", cell_width(fmt::format(" +{}", hidden_keys)), Align::left);
+        if (!layout.hidden_mark.empty()) {
+            line += padded(" …", cell_width(layout.hidden_mark), Align::left);
         }
         for (std::int64_t column = 0; column < layout.context_columns; ++column) {
             line += padded(number(context(query, column), layout.digits), layout.context_cell, Align::right);
@@ -288,7 +292,7 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
         lines.push_back(line + (layout.context_columns < context.size(-1) ? " …" : ""));
     }
     if (const auto hidden = query_count - static_cast<std::int64_t>(queries.size()); hidden > 0) {
-        lines.push_back(ink.faint(hidden_line(hidden, "queries")));
+        lines.push_back(ink.faint(hidden_line(hidden, "queries", style.width)));
     }
     return lines;
 }
@@ -321,16 +325,24 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
         }
         columns.erase(spare);
     }
-    const std::int64_t value_room = std::max<std::int64_t>(3, style.width - used() - kGap);
+    // A very narrow terminal keeps the weights to the last: they make the context.
+    constexpr std::int64_t kLeastTuple = 3;  // "(…)"
+    while (columns.size() > 1 && used() + kGap + kLeastTuple > style.width) {
+        columns.erase(columns.begin());
+    }
+    const std::int64_t value_room = std::max(kLeastTuple, style.width - used() - kGap);
 
     const std::int64_t value_cell = value_width(stage, keys, style.digits);
     const Tensor& asking = *stage.tensors.find(simple ? "inputs" : "queries");
     const Tensor& values = *stage.tensors.find(simple ? "inputs" : "values");
-    const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]), 24);
+    const std::int64_t words_width = stage.heads > 1 ? 28 : 18;
+    const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]),
+                                      std::min<std::int64_t>(24, style.width - words_width));
     std::string title = fmt::format(" ▸ {}, step by step{}", ink.bold(token), stage.heads > 1 ? " in head 1" : "");
-    const std::int64_t title_width = cell_width(token) + (stage.heads > 1 ? 28 : 18);
-    title += fmt::format("   {} = {}", simple ? "x" : "q",
-                         tuple(row_of(asking, 0, stage.query), style.digits, style.width - title_width - 7));
+    if (const std::int64_t left = style.width - cell_width(token) - words_width - 7; left >= kLeastTuple) {
+        title +=
+            fmt::format("   {} = {}", simple ? "x" : "q", tuple(row_of(asking, 0, stage.query), style.digits, left));
+    }
     Lines lines{title};
 
     const auto assemble = [&](const std::string& first, const auto& cell_of, const std::string& last) {
@@ -349,7 +361,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
             tuple(row_of(values, 0, key), style.digits, value_room, value_cell)));
     }
     if (const std::int64_t hidden = key_count - static_cast<std::int64_t>(keys.size()); hidden > 0) {
-        lines.push_back(ink.faint(hidden_line(hidden, "keys")));
+        lines.push_back(ink.faint(hidden_line(hidden, "keys", style.width)));
     }
     // A wrapper's context holds all heads side by side; the step-by-step follows the first.
     const auto head_width = static_cast<std::size_t>(values.size(-1));

@@ -71,7 +71,7 @@ std::string printable(std::string_view text) {
     return shown;
 }
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
     constexpr std::int64_t kLongest = 60;
     return '\'' + clipped(printable(text), kLongest) + '\'';
 }

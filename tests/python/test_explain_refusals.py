@@ -186,16 +186,18 @@ BAD_JSON = {
 }
 
 
-def test_embedding_files_of_text(qkv, tmp_path):
+def test_embedding_files_of_text(qkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for kind, files in (("csv", BAD_CSV), ("json", BAD_JSON)):
         for name, content in files.items():
             path = tmp_path / f"{name}.{kind}"
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            refused(qkv, ["explain", "--embeddings", str(path)], DATA, path.name)
-            refused(qkv, ["explain", "--stage", "cross", "--json", "--source-embeddings", str(path)], DATA, path.name)
+            refused(qkv, ["explain", "--embeddings", path.name], DATA, path.name)
+            refused(qkv, ["explain", "--stage", "cross", "--json", "--source-embeddings", path.name], DATA, path.name)
 
 
-def test_embedding_files_of_bytes(qkv, tmp_path):
+def test_embedding_files_of_bytes(qkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     good = {"x": np.ones((2, 2), np.float32)}
     np.save(tmp_path / "good.npy", good["x"])
     save_file(good, tmp_path / "good.safetensors")
@@ -209,7 +211,7 @@ def test_embedding_files_of_bytes(qkv, tmp_path):
         for cut in range(0, len(whole), 7):
             path = tmp_path / f"cut{cut}.{kind}"
             path.write_bytes(whole[:cut])
-            refused(qkv, ["explain", "--embeddings", str(path)], DATA, path.name)
+            refused(qkv, ["explain", "--embeddings", path.name], DATA, path.name)
     for name in ("x.txt", "x", "x.csv.gz", ".csv"):
         (tmp_path / name).write_text("1,2\n")
         refused(qkv, ["explain", "--embeddings", str(tmp_path / name)], DATA, "expected .csv, .json, .npy or .safetensors")
@@ -266,15 +268,17 @@ def hostile_files():
     yield "escape in a name", frame({"\x1b[31mW\n": entry([3], 0, 12)}, data[:12])
 
 
-def test_hostile_weight_files(qkv, tmp_path):
+def test_hostile_weight_files(qkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, content in hostile_files():
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
-        refused(qkv, ["explain", "--stage", "self", "--weights", str(path)], DATA, name)
-        refused(qkv, ["explain", "--json", "--embeddings", str(path)], DATA, name)
+        refused(qkv, ["explain", "--stage", "self", "--weights", path.name], DATA, name)
+        refused(qkv, ["explain", "--json", "--embeddings", path.name], DATA, name)
 
 
-def test_truncated_and_mutated_weight_files(qkv, tmp_path):
+def test_truncated_and_mutated_weight_files(qkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = random.Random(11)
     tensors = {f"W_{name}": np.arange(6, dtype=np.float32).reshape(3, 2) for name in ("query", "key", "value")}
     save_file(tensors, tmp_path / "good.safetensors")
@@ -283,7 +287,7 @@ def test_truncated_and_mutated_weight_files(qkv, tmp_path):
     for cut in range(0, len(whole), 5):
         path = tmp_path / "cut.safetensors"
         path.write_bytes(whole[:cut])
-        refused(qkv, ["explain", "--stage", "self", "--weights", str(path)], DATA, "cut.safetensors")
+        refused(qkv, ["explain", "--stage", "self", "--weights", path.name], DATA, "cut.safetensors")
     for _ in range(150):
         mutated = bytearray(whole)
         for _ in range(rng.randrange(1, 4)):
@@ -301,10 +305,11 @@ def linear_state(d_out=2, d_in=3, out_proj=True):
     return state
 
 
-def test_weight_files_that_do_not_fit(qkv, tmp_path):
+def test_weight_files_that_do_not_fit(qkv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     def of(state, *parts, stage="multi-head", more=(), status=DATA):
         save_file(state, tmp_path / "w.safetensors")
-        arguments = ["explain", "--stage", stage, "--weights", str(tmp_path / "w.safetensors"), *more]
+        arguments = ["explain", "--stage", stage, "--weights", "w.safetensors", *more]
         refused(qkv, arguments, status, *parts)
         refused(qkv, [*arguments, "--json"], status, *parts)
 
