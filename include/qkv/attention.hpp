@@ -28,9 +28,9 @@ struct Dropout {
     double p = 0.0;          ///< 0 <= p <= 1
     std::uint64_t seed = 0;  ///< unused with `keep`
     /// Instead of the draw: true = keep, a boolean view that broadcasts to [B, Hq, Tq, Tk].
-    std::optional<ConstTensorView> keep;
+    std::optional<ConstTensorView> keep = {};
     /// One id per sequence, for draws that follow a sequence from batch to batch; empty: its index in the batch.
-    std::span<const std::int64_t> sequence_ids;
+    std::span<const std::int64_t> sequence_ids = {};
 };
 
 /// Where a call's tokens and heads lie in a larger problem that is spread over several calls. Bands, ALiBi, key_begin,
@@ -46,15 +46,15 @@ struct Offsets {
 
 /// How scores become weights.
 struct AttentionOptions {
-    Mask mask;
-    std::optional<double> scale;  ///< finite; default 1/√D
-    double softcap = 0.0;         ///< c > 0: score ← c·tanh(score / c) (Gemma 2, 2024); 0: off
+    Mask mask = {};
+    std::optional<double> scale = {};  ///< finite; default 1/√D
+    double softcap = 0.0;              ///< c > 0: score ← c·tanh(score / c) (Gemma 2, 2024); 0: off
     /// Attention sinks: one learned score per head that takes part in the softmax and has no value (Xiao et al. 2023).
     /// f32 (f64 with f64 queries), [1, Hq, 1, 1].
-    std::optional<ConstTensorView> sinks;
-    Dropout dropout;
-    ScoreFunction score_function;
-    Offsets offsets;
+    std::optional<ConstTensorView> sinks = {};
+    Dropout dropout = {};
+    ScoreFunction score_function = {};
+    Offsets offsets = {};
 };
 
 /// The four points at which ONNX's Attention can show its scores (qk_matmul_output_mode 0 to 3).
@@ -68,17 +68,17 @@ enum class ScorePoint : std::uint8_t {
 /// What a call can give besides the context. Asking changes no bit of the context.
 struct AttentionExtras {
     /// log Σ exp(score) per row: f32 (f64 with f64 queries), [B, Hq, Tq, 1]. −∞ for an empty row.
-    std::optional<TensorView> lse;
+    std::optional<TensorView> lse = {};
     /// Whether lse counts the sink. With it an empty row's lse is the sink.
     bool lse_counts_sinks = true;
     /// Weights per head, before dropout, 0 where masked: [B, Hq, Tq, Tk], any float type.
-    std::optional<TensorView> weights;
+    std::optional<TensorView> weights = {};
     /// Scores at `scores_at`, as `weights`. Outside a packed sequence's own keys: 0, or −∞ at ScorePoint::masked.
-    std::optional<TensorView> scores;
+    std::optional<TensorView> scores = {};
     ScorePoint scores_at = ScorePoint::masked;
     /// Scratch memory of at least attention_workspace_size(...) bytes: with it the call allocates nothing. Empty: the
     /// call allocates its own.
-    std::span<std::byte> workspace;
+    std::span<std::byte> workspace = {};
 };
 
 /// out = attention(q, k, v).
@@ -86,9 +86,9 @@ struct AttentionExtras {
 ///     q [B, Hq, Tq, D]   k [B, Hkv, Tk, D]   v [B, Hkv, Tk, Dv]   out [B, Hq, Tq, Dv]
 ///
 /// q, k and v share a type: f32, bf16, f16 or f64. Scores and sums are f32 (f64 for f64). `out` has that type or, for
-/// partial results, f32. The last stride is 1, the others are free; outputs overlap neither inputs nor each other. Query
-/// head h reads key/value head h / (Hq / Hkv); Hkv divides Hq. Any size may be 0: no keys give 0, and D = 0 weighs all
-/// keys alike.
+/// partial results, f32. The last stride is 1, the others are free; outputs overlap neither inputs nor each other.
+/// Query head h reads key/value head h / (Hq / Hkv); Hkv divides Hq. Any size may be 0: no keys give 0, and D = 0
+/// weighs all keys alike.
 ///
 /// An empty row (nothing may be attended) gives 0 and lse −∞. Masked keys and values are never part of a product: a NaN
 /// there does not show. The same row gives the same bits for any number of threads, any batch around its sequence, and
@@ -108,22 +108,22 @@ void attention(ConstTensorView q, ConstTensorView k, ConstTensorView v, TensorVi
 
 /// What backward needs from forward. All of the shapes that forward had.
 struct AttentionSaved {
-    ConstTensorView lse;            ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
-    bool lse_counts_sinks = true;   ///< as it was in forward's extras
-    std::optional<ConstTensorView> out;  ///< forward's context [B, Hq, Tq, Dv]; needed when delta is not given
+    ConstTensorView lse = {};                 ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
+    bool lse_counts_sinks = true;             ///< as it was in forward's extras
+    std::optional<ConstTensorView> out = {};  ///< forward's context [B, Hq, Tq, Dv]; needed when delta is not given
     /// Σ over Dv of d_out · out, per row, f32 (f64 with f64 queries), [B, Hq, Tq, 1].
-    std::optional<ConstTensorView> delta;
+    std::optional<ConstTensorView> delta = {};
 };
 
 /// What backward writes; leave out what is not wanted. Types: the inputs' or f32 (partial results).
 struct AttentionGradients {
-    std::optional<TensorView> dq;      ///< as q
-    std::optional<TensorView> dk;      ///< as k: summed over the query heads that share a key head
-    std::optional<TensorView> dv;      ///< as v
-    std::optional<TensorView> dbias;   ///< as the bias: summed over the dimensions along which it is repeated
-    std::optional<TensorView> dsinks;  ///< as the sinks; f32 (f64 with f64 queries)
-    std::optional<TensorView> dalibi;  ///< as the slopes; f32 (f64 with f64 queries)
-    std::span<std::byte> workspace;    ///< as in AttentionExtras; attention_backward_workspace_size(...) bytes
+    std::optional<TensorView> dq = {};      ///< as q
+    std::optional<TensorView> dk = {};      ///< as k: summed over the query heads that share a key head
+    std::optional<TensorView> dv = {};      ///< as v
+    std::optional<TensorView> dbias = {};   ///< as the bias: summed over the dimensions along which it is repeated
+    std::optional<TensorView> dsinks = {};  ///< as the sinks; f32 (f64 with f64 queries)
+    std::optional<TensorView> dalibi = {};  ///< as the slopes; f32 (f64 with f64 queries)
+    std::span<std::byte> workspace = {};    ///< as in AttentionExtras; attention_backward_workspace_size(...) bytes
 };
 
 /// Gradients of sum(d_out · attention(q, k, v)) with the same options (dropout is drawn again).
