@@ -49,9 +49,8 @@ int columns(const std::string& line) {
     return ::wcswidth(wide.c_str(), length);
 }
 
-void expect_fits(const Request& request, const TextStyle& style, const std::string& what, bool check_lines = true) {
+void expect_fits(const Report& report, const TextStyle& style, const std::string& what, bool check_lines = true) {
     SCOPED_TRACE(what + ", width " + std::to_string(style.width) + ", digits " + std::to_string(style.digits));
-    const Report report = run(request);
     const std::vector<std::string> screens = render_screens(report, style);
     ASSERT_EQ(screens.size(), report.stages.size());
     for (const std::string& screen : screens) {
@@ -111,36 +110,43 @@ std::vector<std::pair<std::string, Request>> requests() {
 
 TEST(Screens, FitEightyColumnsAndTwentyFiveLines) {
     for (const auto& [name, request] : requests()) {
-        expect_fits(request, {}, name);
+        expect_fits(run(request), {}, name);
     }
 }
 
 TEST(Screens, FitWithOtherDigits) {
     for (const auto& [name, request] : requests()) {
+        const Report report = run(request);
         for (const int digits : {1, 2, 7, 9}) {
-            expect_fits(request, {.digits = digits, .digits_fixed = true}, name);
+            expect_fits(report, {.digits = digits, .digits_fixed = true}, name);
         }
     }
 }
 
 TEST(Screens, FitEveryWidth) {
     for (const auto& [name, request] : requests()) {
-        for (std::int64_t width = 40; width < 80; width += 3) {
-            expect_fits(request, {.width = width}, name, false);
+        Report report = run(request);
+        for (const std::int64_t width : {40, 57, 132, 1000}) {
+            expect_fits(report, {.width = width}, name, width >= 80);
         }
-        expect_fits(request, {.width = 45, .digits = 9, .digits_fixed = true}, name, false);
-        expect_fits(request, {.width = 132}, name);
-        expect_fits(request, {.width = 1000}, name);
-        expect_fits(request, {.width = 79, .colour = Colour::true_colour}, name, false);
+        expect_fits(report, {.width = 45, .digits = 9, .digits_fixed = true}, name, false);
+        // The screen without weights times its loops each time: often enough at these widths.
+        std::erase_if(report.stages, [](const StageReport& stage) { return stage.stage == Stage::simple; });
+        for (std::int64_t width = 41; width < 80; ++width) {
+            expect_fits(report, {.width = width}, name, false);
+        }
+        expect_fits(report, {.width = 79, .colour = Colour::true_colour}, name, false);
     }
 }
 
 TEST(Screens, FullFitsTheWidth) {
     for (const auto& [name, request] : requests()) {
+        if (name == "many tokens") {
+            continue;
+        }
+        const Report report = run(request);
         for (const std::int64_t width : {40, 80, 120}) {
-            if (name != "many tokens") {
-                expect_fits(request, {.width = width, .full = true}, name, false);
-            }
+            expect_fits(report, {.width = width, .full = true}, name, false);
         }
     }
 }
@@ -180,7 +186,7 @@ TEST(Screens, ElideAndSayHowMany) {
     const auto hidden_queries = std::stoi(found[1]);
     ASSERT_TRUE(std::regex_search(screen, found, std::regex("… ([0-9]+) more keys")));
     const auto hidden_keys = std::stoi(found[1]);
-    ASSERT_TRUE(std::regex_search(screen, found, std::regex(" \\+([0-9]+)\n")));
+    ASSERT_TRUE(std::regex_search(screen, found, std::regex(" \\+([0-9]+) ")));
     const auto hidden_columns = std::stoi(found[1]);
     int rows = 0;
     int keys = 0;
