@@ -31,8 +31,15 @@ std::vector<std::string> lines_of(const std::string& screen) {
 }
 
 std::string without_colours(const std::string& text) {
-    static const std::regex kColours("\x1b\\[[0-9;]*m");
-    return std::regex_replace(text, kColours, "");
+    std::string kept;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text.compare(i, 2, "\x1b[") == 0) {
+            i = text.find('m', i);
+        } else {
+            kept += text[i];
+        }
+    }
+    return kept;
 }
 
 /// Columns by the C library, which knows nothing of ours.
@@ -108,6 +115,12 @@ std::vector<std::pair<std::string, Request>> requests() {
     return all;
 }
 
+/// The stages whose screens take no time: that of the stage without weights times its loops for its reader.
+Report without_simple(Report report) {
+    std::erase_if(report.stages, [](const StageReport& stage) { return stage.stage == Stage::simple; });
+    return report;
+}
+
 TEST(Screens, FitEightyColumnsAndTwentyFiveLines) {
     for (const auto& [name, request] : requests()) {
         expect_fits(run(request), {}, name);
@@ -117,25 +130,25 @@ TEST(Screens, FitEightyColumnsAndTwentyFiveLines) {
 TEST(Screens, FitWithOtherDigits) {
     for (const auto& [name, request] : requests()) {
         const Report report = run(request);
-        for (const int digits : {1, 2, 7, 9}) {
-            expect_fits(report, {.digits = digits, .digits_fixed = true}, name);
+        expect_fits(report, {.digits = 9, .digits_fixed = true}, name);
+        for (const int digits : {1, 2, 7}) {
+            expect_fits(without_simple(report), {.digits = digits, .digits_fixed = true}, name);
         }
     }
 }
 
 TEST(Screens, FitEveryWidth) {
     for (const auto& [name, request] : requests()) {
-        Report report = run(request);
-        for (const std::int64_t width : {40, 57, 132, 1000}) {
-            expect_fits(report, {.width = width}, name, width >= 80);
-        }
+        const Report report = run(request);
+        expect_fits(report, {.width = 40}, name, false);
         expect_fits(report, {.width = 45, .digits = 9, .digits_fixed = true}, name, false);
-        // The screen without weights times its loops each time: often enough at these widths.
-        std::erase_if(report.stages, [](const StageReport& stage) { return stage.stage == Stage::simple; });
+        expect_fits(report, {.width = 1000}, name);
+        const Report quick = without_simple(report);
         for (std::int64_t width = 41; width < 80; ++width) {
-            expect_fits(report, {.width = width}, name, false);
+            expect_fits(quick, {.width = width}, name, false);
         }
-        expect_fits(report, {.width = 79, .colour = Colour::true_colour}, name, false);
+        expect_fits(quick, {.width = 79, .colour = Colour::true_colour}, name, false);
+        expect_fits(quick, {.width = 132}, name);
     }
 }
 
@@ -145,9 +158,9 @@ TEST(Screens, FullFitsTheWidth) {
             continue;
         }
         const Report report = run(request);
-        for (const std::int64_t width : {40, 80, 120}) {
-            expect_fits(report, {.width = width, .full = true}, name, false);
-        }
+        expect_fits(report, {.width = 40, .full = true}, name, false);
+        expect_fits(without_simple(report), {.width = 80, .full = true}, name, false);
+        expect_fits(without_simple(report), {.width = 120, .full = true}, name, false);
     }
 }
 
@@ -170,7 +183,8 @@ TEST(Screens, ColoursOnlyWhenAsked) {
 
 TEST(Screens, EveryColourIsEndedOnItsLine) {
     for (const auto& [name, request] : requests()) {
-        for (const std::string& screen : render_screens(run(request), {.colour = Colour::true_colour})) {
+        for (const std::string& screen :
+             render_screens(without_simple(run(request)), {.colour = Colour::true_colour})) {
             for (const std::string& line : lines_of(screen)) {
                 const std::size_t last = line.rfind("\x1b[");
                 EXPECT_TRUE(last == std::string::npos || line.substr(last, 4) == "\x1b[0m") << name << ": " << line;
