@@ -151,6 +151,9 @@ TEST(Run, AStageAloneIsTheStageAmongOthers) {
     for (const Request& base : {Request{.text = "a b c"}, Request{.tokens = 5, .dim = 8, .seed = 9}, Request{.seed = 2},
                                 Request{.example = "sun"}, Request{.example = "translate"}}) {
         for (const StageReport& together : run(base).stages) {
+            if (together.init == nn::Init::linear && !base.seed && (base.text || base.example == "translate")) {
+                continue;  // alone it has its own seed, 789, for the vectors as well
+            }
             Request request = base;
             request.init = together.init;
             const StageReport alone = only(request, together.stage);

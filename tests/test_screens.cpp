@@ -31,8 +31,15 @@ std::vector<std::string> lines_of(const std::string& screen) {
 }
 
 std::string without_colours(const std::string& text) {
-    static const std::regex kColours("\x1b\\[[0-9;]*m");
-    return std::regex_replace(text, kColours, "");
+    std::string kept;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text.compare(i, 2, "\x1b[") == 0) {
+            i = text.find('m', i);
+        } else {
+            kept += text[i];
+        }
+    }
+    return kept;
 }
 
 /// Columns by the C library, which knows nothing of ours.
@@ -49,9 +56,8 @@ int columns(const std::string& line) {
     return ::wcswidth(wide.c_str(), length);
 }
 
-void expect_fits(const Request& request, const TextStyle& style, const std::string& what, bool check_lines = true) {
+void expect_fits(const Report& report, const TextStyle& style, const std::string& what, bool check_lines = true) {
     SCOPED_TRACE(what + ", width " + std::to_string(style.width) + ", digits " + std::to_string(style.digits));
-    const Report report = run(request);
     const std::vector<std::string> screens = render_screens(report, style);
     ASSERT_EQ(screens.size(), report.stages.size());
     for (const std::string& screen : screens) {
@@ -109,39 +115,52 @@ std::vector<std::pair<std::string, Request>> requests() {
     return all;
 }
 
+/// The stages whose screens take no time: that of the stage without weights times its loops for its reader.
+Report without_simple(Report report) {
+    std::erase_if(report.stages, [](const StageReport& stage) { return stage.stage == Stage::simple; });
+    return report;
+}
+
 TEST(Screens, FitEightyColumnsAndTwentyFiveLines) {
     for (const auto& [name, request] : requests()) {
-        expect_fits(request, {}, name);
+        expect_fits(run(request), {}, name);
     }
 }
 
 TEST(Screens, FitWithOtherDigits) {
     for (const auto& [name, request] : requests()) {
-        for (const int digits : {1, 2, 7, 9}) {
-            expect_fits(request, {.digits = digits, .digits_fixed = true}, name);
+        const Report report = run(request);
+        expect_fits(report, {.digits = 9, .digits_fixed = true}, name);
+        for (const int digits : {1, 2, 7}) {
+            expect_fits(without_simple(report), {.digits = digits, .digits_fixed = true}, name);
         }
     }
 }
 
 TEST(Screens, FitEveryWidth) {
     for (const auto& [name, request] : requests()) {
-        for (std::int64_t width = 40; width < 80; width += 3) {
-            expect_fits(request, {.width = width}, name, false);
+        const Report report = run(request);
+        expect_fits(report, {.width = 40}, name, false);
+        expect_fits(report, {.width = 45, .digits = 9, .digits_fixed = true}, name, false);
+        expect_fits(report, {.width = 1000}, name);
+        const Report quick = without_simple(report);
+        for (std::int64_t width = 41; width < 80; ++width) {
+            expect_fits(quick, {.width = width}, name, false);
         }
-        expect_fits(request, {.width = 45, .digits = 9, .digits_fixed = true}, name, false);
-        expect_fits(request, {.width = 132}, name);
-        expect_fits(request, {.width = 1000}, name);
-        expect_fits(request, {.width = 79, .colour = Colour::true_colour}, name, false);
+        expect_fits(quick, {.width = 79, .colour = Colour::true_colour}, name, false);
+        expect_fits(quick, {.width = 132}, name);
     }
 }
 
 TEST(Screens, FullFitsTheWidth) {
     for (const auto& [name, request] : requests()) {
-        for (const std::int64_t width : {40, 80, 120}) {
-            if (name != "many tokens") {
-                expect_fits(request, {.width = width, .full = true}, name, false);
-            }
+        if (name == "many tokens") {
+            continue;
         }
+        const Report report = run(request);
+        expect_fits(report, {.width = 40, .full = true}, name, false);
+        expect_fits(without_simple(report), {.width = 80, .full = true}, name, false);
+        expect_fits(without_simple(report), {.width = 120, .full = true}, name, false);
     }
 }
 
@@ -164,7 +183,8 @@ TEST(Screens, ColoursOnlyWhenAsked) {
 
 TEST(Screens, EveryColourIsEndedOnItsLine) {
     for (const auto& [name, request] : requests()) {
-        for (const std::string& screen : render_screens(run(request), {.colour = Colour::true_colour})) {
+        for (const std::string& screen :
+             render_screens(without_simple(run(request)), {.colour = Colour::true_colour})) {
             for (const std::string& line : lines_of(screen)) {
                 const std::size_t last = line.rfind("\x1b[");
                 EXPECT_TRUE(last == std::string::npos || line.substr(last, 4) == "\x1b[0m") << name << ": " << line;
@@ -180,7 +200,7 @@ TEST(Screens, ElideAndSayHowMany) {
     const auto hidden_queries = std::stoi(found[1]);
     ASSERT_TRUE(std::regex_search(screen, found, std::regex("… ([0-9]+) more keys")));
     const auto hidden_keys = std::stoi(found[1]);
-    ASSERT_TRUE(std::regex_search(screen, found, std::regex(" \\+([0-9]+)\n")));
+    ASSERT_TRUE(std::regex_search(screen, found, std::regex(" \\+([0-9]+) ")));
     const auto hidden_columns = std::stoi(found[1]);
     int rows = 0;
     int keys = 0;

@@ -326,7 +326,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
         columns.erase(spare);
     }
     // A very narrow terminal keeps the weights to the last: they make the context.
-    constexpr std::int64_t kLeastTuple = 3;  // "(…)"
+    constexpr std::int64_t kLeastTuple = 5;  // "value", and "(…)" under it
     while (columns.size() > 1 && used() + kGap + kLeastTuple > style.width) {
         columns.erase(columns.begin());
     }
