@@ -19,16 +19,13 @@ function interpolate(table, position) {
 }
 
 const CLIP = { cells: 1024, share: 0.995 };
-const tops = new WeakMap();
+const scales = new WeakMap();
 
 /** Where the map of a large matrix of weights ends: a few rows with one weight near 1 must not darken all others. */
 function weightsTop(matrix, high) {
   if (matrix.data.length <= CLIP.cells) return high;
-  if (!tops.has(matrix)) {
-    const positive = matrix.data.filter((value) => value > 0).sort();
-    tops.set(matrix, positive.length > 0 ? positive[Math.floor((positive.length - 1) * CLIP.share)] : high);
-  }
-  return tops.get(matrix);
+  const positive = matrix.data.filter((value) => value > 0).sort();
+  return positive.length > 0 ? positive[Math.floor((positive.length - 1) * CLIP.share)] : high;
 }
 
 /**
@@ -36,6 +33,14 @@ function weightsTop(matrix, high) {
  * last colour. `scheme` is "light" or "dark".
  */
 function colourScale(view, scheme) {
+  const known = scales.get(view.matrix);
+  if (known?.scheme === scheme && known.isWeights === view.isWeights) return known.scale;
+  const scale = newScale(view, scheme);
+  scales.set(view.matrix, { scheme, isWeights: view.isWeights, scale });
+  return scale;
+}
+
+function newScale(view, scheme) {
   let low = Infinity;
   let high = -Infinity;
   for (const value of view.matrix.data) {

@@ -69,7 +69,7 @@ function normaliseRow(scores, kind) {
 
 /** What the program did at this stage; the reader's changes are laid over it. */
 function programOptions(stage) {
-  return { normalise: stage.normalise, scale: stage.hasScale, mask: stage.mask(0) !== null, factor: 1 };
+  return { normalise: stage.normalise, scale: stage.hasScale, mask: stage.hasMask, factor: 1 };
 }
 
 /** The options in force: null in `changes` means "as the program". `dropped` holds "head:query:key". */
@@ -85,7 +85,7 @@ function optionsFor(stage, changes) {
 }
 
 /** A mask can be shown where the program had one, and over equal sequences, where "later" means something. */
-const canMask = (stage) => stage.mask(0) !== null || stage.tokens.length === stage.keyTokens.length && !stage.isCross;
+const canMask = (stage) => stage.hasMask || stage.tokens.length === stage.keyTokens.length && !stage.isCross;
 
 function computeHead(stage, head, options) {
   const result = { queries: project(stage, "query", head), keys: project(stage, "key", head),

@@ -89,7 +89,7 @@ function showControls(page) {
   showAgreement(page);
 }
 
-const COMPARED_MOST = 2e6;
+const COMPARED_MOST = 3e5;
 const ROUNDING = 1e-5;  // what float32 leaves of sums over hundreds of components
 
 /** With nothing changed: how far the page's numbers are from the program's. */
@@ -105,7 +105,10 @@ function showAgreement(page) {
   note.textContent = "";
   setTimeout(() => {
     if (page.computed !== computed || isChanged(page.state)) return;
-    if (stage.tokens.length * stage.keyTokens.length * stage.heads > COMPARED_MOST) return;
+    if (stage.tokens.length * stage.keyTokens.length * stage.heads > COMPARED_MOST) {
+      note.textContent = "Computed here";
+      return;
+    }
     stage.largestDifference ??= Math.max(0, ...Object.values(compareWithDocument(stage, computed)));
     const verdict = stage.largestDifference <= ROUNDING ? "equal to the program" : "not what the program says";
     note.textContent = `Computed here, ${verdict} (± ${show(stage.largestDifference)})`;

@@ -93,6 +93,8 @@ class Stage {
     return new Matrix(rows, cols, tensor.data.subarray(start, start + rows * cols));
   }
 
+  get hasMask() { return this.isCausal || (this.rawTensors.masked ?? null) !== null; }
+
   /** 1 where the query may attend; null where nothing is masked. */
   mask(head) {
     const masked = this.headMatrix("masked", head);

@@ -85,14 +85,7 @@ function svgCells(view, place, scale, cell, left, top, paper, text) {
 }
 
 function svgImage(view, scale, x, y, paper) {
-  const { rows, cols, data } = view.matrix;
-  const canvas = element("canvas", { width: cols, height: rows });
-  const pen = canvas.getContext("2d");
-  const image = pen.createImageData(cols, rows);
-  data.forEach((value, i) => {
-    const hidden = !Number.isFinite(value) || view.isHidden(Math.floor(i / cols), i % cols);
-    image.data.set([...(!hidden ? scale.colour(value) : parseColour(paper.hole)), 255], i * 4);
-  });
-  pen.putImageData(image, 0, 0);
-  return svgElement("image", { x, y, width: cols, height: rows, href: canvas.toDataURL() });
+  const canvas = element("canvas");
+  paintCells(canvas, view, scale, parseColour(paper.hole));
+  return svgElement("image", { x, y, width: canvas.width, height: canvas.height, href: canvas.toDataURL() });
 }

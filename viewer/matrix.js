@@ -202,28 +202,42 @@ class MatrixPicture {
     const { layout, scale } = this;
     this.mapBox.hidden = layout.whole;
     if (layout.whole) return;
-    const { rows, cols, data } = view.matrix;
-    this.map.width = cols;
-    this.map.height = rows;
+    const { rows, cols } = view.matrix;
     const factor = MAP_SIZE / Math.max(rows, cols);
     const [width, height] = [Math.max(8, cols * factor), Math.max(8, rows * factor)];
     this.map.style.width = `${width}px`;
     this.map.style.height = `${height}px`;
-    const pen = this.map.getContext("2d");
-    const image = pen.createImageData(cols, rows);
-    const hole = parseColour(this.theme.hole);
-    for (let i = 0; i < data.length; i += 1) {
-      const hidden = !Number.isFinite(data[i]) || view.isHidden(Math.floor(i / cols), i % cols);
-      const colour = hidden ? hole : scale.colour(data[i]);
-      image.data.set([...colour, 255], i * 4);
+    if (this.mapped !== scale) {  // a scale belongs to one matrix in one scheme
+      this.mapped = scale;
+      paintCells(this.map, view, scale, parseColour(this.theme.hole));
     }
-    pen.putImageData(image, 0, 0);
     const { style } = this.frame;
     style.left = `${layout.col / cols * width}px`;
     style.top = `${layout.row / rows * height}px`;
     style.width = `${layout.cols / cols * width}px`;
     style.height = `${layout.rows / rows * height}px`;
   }
+}
+
+/** The whole matrix, one pixel a cell. */
+function paintCells(canvas, view, scale, hole) {
+  const { rows, cols, data } = view.matrix;
+  canvas.width = cols;
+  canvas.height = rows;
+  const pen = canvas.getContext("2d");
+  const image = pen.createImageData(cols, rows);
+  for (let i = 0; i < rows; i += 1) {
+    for (let j = 0; j < cols; j += 1) {
+      const value = data[i * cols + j];
+      const [r, g, b] = !Number.isFinite(value) || view.isHidden(i, j) ? hole : scale.colour(value);
+      const at = (i * cols + j) * 4;
+      image.data[at] = r;
+      image.data[at + 1] = g;
+      image.data[at + 2] = b;
+      image.data[at + 3] = 255;
+    }
+  }
+  pen.putImageData(image, 0, 0);
 }
 
 /** The colour bar as a canvas, from the low end to the high end. */

@@ -154,7 +154,10 @@ class Page {
     drawColourBar(byId("bar"), scale);
     byId("bar-low").textContent = show(scale.low, 3);
     byId("bar-high").textContent = `${scale.clipped ? "≥ " : ""}${show(scale.high, 3)}`;
-    byId("bar-hole").hidden = !this.hasHidden();
+    if (this.holesOf !== scale) {
+      this.holesOf = scale;
+      byId("bar-hole").hidden = !this.hasHidden();
+    }
   }
 
   hasHidden() {
@@ -162,7 +165,11 @@ class Page {
     return matrix.data.some((value, at) => !Number.isFinite(value) || isHidden(Math.floor(at / matrix.cols), at % matrix.cols));
   }
 
+  /** Draws again only when there is another size to draw for. */
   drawSized() {
+    const size = [byId("flow").clientWidth, byId("matrix").clientWidth, byId("matrix").clientHeight, window.devicePixelRatio].join();
+    if (size === this.drawnSize) return;
+    this.drawnSize = size;
     layoutFlow(byId("flow"), this.steps);
     this.drawPicture();
   }

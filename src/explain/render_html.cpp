@@ -1,7 +1,6 @@
 #include "explain/render_html.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <nlohmann/json.hpp>
@@ -28,33 +27,42 @@ using Json = nlohmann::json;
 /// Rows and columns of the table without JavaScript.
 constexpr std::size_t fallback_most = 12;
 
-/// Only these tensors of a document are kept when it is parsed: it may be large, and the table needs no others.
-constexpr std::array<std::string_view, 2> fallback_tensors = {"weights", "context"};
+/// Documents up to this size are carried as they are.
+constexpr std::size_t whole_most = std::size_t{4} << 20U;
 
-Json parse_outline(std::string_view document) {
-    bool in_tensors = false;
-    const auto keep = [&in_tensors](int depth, Json::parse_event_t event, Json& value) {
-        // Depth 3 is a member of a stage: {"stages":[{"tensors":{...}}]}; depth 4 a tensor's name.
-        if (event == Json::parse_event_t::key && depth == 3) {
-            in_tensors = value == "tensors";
-        }
-        if (event == Json::parse_event_t::key && depth == 4 && in_tensors) {
-            const auto name = value.get<std::string_view>();
-            return std::find(fallback_tensors.begin(), fallback_tensors.end(), name) != fallback_tensors.end();
-        }
-        return true;
-    };
-    Json outline;
+Json parse(std::string_view text) {
+    Json document;
     try {
-        outline = Json::parse(document, keep);
+        document = Json::parse(text);
     } catch (const Json::exception& error) {
         fail(ErrorCode::format, "the document of the page is not JSON: ", error.what());
     }
-    const auto is_array = [&outline](const char* name) { return outline.contains(name) && outline[name].is_array(); };
-    if (!outline.is_object() || !is_array("tokens") || !is_array("stages") || outline["stages"].empty()) {
+    const auto is_array = [&document](const char* name) {
+        return document.contains(name) && document[name].is_array();
+    };
+    if (!document.is_object() || !is_array("tokens") || !is_array("stages") || document["stages"].empty()) {
         fail(ErrorCode::format, R"(the document of the page: expected an object with arrays "tokens" and "stages")");
     }
-    return outline;
+    return document;
+}
+
+/// Takes out of every stage what the page computes from the rest.
+void slim(Json& document) {
+    for (Json& stage : document["stages"]) {
+        if (!stage.is_object() || !stage.contains("tensors") || !stage["tensors"].is_object()) {
+            continue;
+        }
+        Json& tensors = stage["tensors"];
+        for (const char* name : {"scores", "sum_normalised", "scaled", "weights"}) {
+            tensors.erase(name);
+        }
+        if (tensors.contains("dropout_mask")) {
+            tensors.erase("dropped_weights");
+        }
+        if (stage.value("stage", Json()) != "cross") {
+            tensors.erase("masked");
+        }
+    }
 }
 
 std::string escape_html(std::string_view text) {
@@ -101,13 +109,13 @@ std::string escape_data(std::string_view json) {
 std::string text_of(const Json& value) { return value.is_string() ? value.get<std::string>() : value.dump(); }
 
 /// The weights of the first stage (its first head) as a table; empty where the document has none that fit its tokens.
-std::string fallback_table(const Json& outline) {
-    const Json& stage = outline["stages"][0];
+std::string fallback_table(const Json& document) {
+    const Json& stage = document["stages"][0];
     if (!stage.is_object() || !stage.contains("tensors") || !stage["tensors"].contains("weights")) {
         return {};
     }
     const Json& weights = stage["tensors"]["weights"];
-    const Json& tokens = stage.contains("tokens") ? stage["tokens"] : outline["tokens"];
+    const Json& tokens = stage.contains("tokens") ? stage["tokens"] : document["tokens"];
     const Json& keys = stage.contains("source_tokens") ? stage["source_tokens"] : tokens;
     if (!tokens.is_array() || !keys.is_array() || !weights.contains("data") || !weights["data"].is_array() ||
         weights["data"].size() < tokens.size() * keys.size()) {
@@ -163,7 +171,15 @@ std::string policy() {
 }  // namespace
 
 std::string render_html(std::string_view json_document) {
-    const Json outline = parse_outline(json_document);
+    Json document = parse(json_document);
+    const std::string fallback = fallback_table(document);
+    std::string slimmed;
+    if (json_document.size() > whole_most) {
+        slim(document);
+        slimmed = document.dump();
+        json_document = slimmed;
+    }
+    document = nullptr;
     const auto part = [&](std::string_view name) -> std::string {
         if (name == "policy") {
             return policy();
@@ -171,7 +187,7 @@ std::string render_html(std::string_view json_document) {
         if (name == "style" || name == "script") {
             return std::string(name == "style" ? viewer::style : viewer::script);
         }
-        return name == "data" ? escape_data(json_document) : fallback_table(outline);
+        return name == "data" ? escape_data(json_document) : fallback;
     };
     // One pass over the template: what is put in is never searched for places again.
     std::string html;

@@ -2,11 +2,9 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "core/check.hpp"
-#include "explain/document.hpp"
 #include "qkv/explain.hpp"
 
 namespace qkv::explain {
@@ -80,15 +78,9 @@ std::string stage_head(const StageReport& stage) {
     return head.dump();
 }
 
-/// What a reader can work out from the queries, keys and a causal mask.
-bool follows_from_others(std::string_view name) {
-    return name == "scores" || name == "sum_normalised" || name == "scaled" || name == "masked" || name == "weights";
-}
-
 }  // namespace
 
-void write_document(const Report& report, std::int64_t most_values,
-                    const std::function<void(std::string_view)>& write) {
+void write_json(const Report& report, const std::function<void(std::string_view)>& write) {
     std::string head = R"({"version":1,"tokens":)" + quoted_list(report.tokens);
     if (const auto shown = static_cast<std::int64_t>(report.tokens.size()); shown < report.given_tokens) {
         head += concat(R"(,"elided":{"tokens":)", report.given_tokens, R"(,"shown":)", shown, "}");
@@ -104,9 +96,6 @@ void write_document(const Report& report, std::int64_t most_values,
         first_stage = false;
         bool first_tensor = true;
         for (const auto& [name, tensor] : stage.tensors.entries()) {
-            if (tensor.numel() > most_values && follows_from_others(name)) {
-                continue;
-            }
             write((first_tensor ? "" : ",") + quoted(name) + ":");
             first_tensor = false;
             write_tensor(tensor, write);
@@ -114,10 +103,6 @@ void write_document(const Report& report, std::int64_t most_values,
         write("}}");
     }
     write("]}\n");
-}
-
-void write_json(const Report& report, const std::function<void(std::string_view)>& write) {
-    write_document(report, std::numeric_limits<std::int64_t>::max(), write);
 }
 
 }  // namespace qkv::explain

@@ -79,11 +79,11 @@ AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTens
     if (!keep.empty()) {
         // A kept weight is multiplied by 1/(1−p), as PyTorch multiplies by its noise tensor.
         const T scale = T{1} / static_cast<T>(1.0 - dropout);
-        steps.dropout_scale = BasicTensor<T>(score_shape);
+        steps.dropout_mask = BasicTensor<T>(score_shape);
         steps.dropped_weights = BasicTensor<T>(score_shape);
         for (std::int64_t i = 0; i < steps.weights.numel(); ++i) {
             const bool kept = keep[static_cast<std::size_t>(i)] != 0;
-            steps.dropout_scale->data()[i] = kept ? scale : T{0};
+            steps.dropout_mask->data()[i] = kept ? scale : T{0};
             steps.dropped_weights->data()[i] = kept ? steps.weights.data()[i] * scale : T{0};
         }
     }
@@ -235,7 +235,7 @@ void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTra
     }
     trace.record("weights", shown(steps.weights));
     if (steps.dropped_weights) {
-        trace.record("dropout_scale", shown(*steps.dropout_scale));
+        trace.record("dropout_mask", shown(*steps.dropout_mask));
         trace.record("dropped_weights", shown(*steps.dropped_weights));
     }
 }

@@ -17,7 +17,7 @@ struct AttentionSteps {
     BasicTensor<T> scaled;                        // [N, Tq, Tk]  scores / √head_dim
     std::optional<BasicTensor<T>> masked;         // [N, Tq, Tk]  −∞ where nothing may be attended to; absent: no mask
     BasicTensor<T> weights;                       // [N, Tq, Tk]  softmax of each row
-    std::optional<BasicTensor<T>> dropout_scale;  // [N, Tq, Tk]  0 or 1/(1−p), absent: no dropout
+    std::optional<BasicTensor<T>> dropout_mask;  // [N, Tq, Tk]  0 or 1/(1−p), absent: no dropout
     std::optional<BasicTensor<T>> dropped_weights;
 };
 

@@ -14,7 +14,8 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 std::string document_with(const std::string& token) {
-    return R"({"version":1,"tokens":[")" + token + R"(","b"],"stages":[{"stage":"simple","tensors":{)"
+    return R"({"version":1,"tokens":[")" + token +
+           R"(","b"],"stages":[{"stage":"simple","tensors":{)"
            R"("inputs":{"shape":[2,1],"data":[1,2]},)"
            R"("weights":{"shape":[2,2],"data":[0.25,0.75,0.125,0.875]}}}]})";
 }
@@ -58,6 +59,17 @@ TEST(RenderHtml, TableOfTheWeightsWithoutScript) {
     const std::string html = render_html(document_with("a"));
     EXPECT_THAT(html, HasSubstr("<th scope=\"row\">a</th><td>0.25</td><td>0.75</td></tr>"));
     EXPECT_THAT(html, HasSubstr("<th scope=\"row\">b</th><td>0.125</td><td>0.875</td></tr>"));
+}
+
+TEST(RenderHtml, LargeDocumentsLeaveOutWhatThePageComputes) {
+    std::string document = document_with(std::string(std::size_t{5} << 20U, 'x'));
+    document.replace(document.find("\"weights\""), 0,
+                     R"("dropout_mask":{"shape":[0],"data":[]},"masked":{"shape":[0],"data":[]},)");
+    const std::string data = data_block(render_html(document));
+    EXPECT_THAT(data, Not(HasSubstr("\"weights\"")));
+    EXPECT_THAT(data, Not(HasSubstr("\"masked\"")));
+    EXPECT_THAT(data, HasSubstr("\"dropout_mask\""));
+    EXPECT_THAT(data, HasSubstr(R"("data":[1,2])"));
 }
 
 TEST(RenderHtml, RefusesWhatIsNoDocument) {
