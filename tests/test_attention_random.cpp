@@ -98,7 +98,8 @@ void check_backward(AttentionCase& test, const Expected& expected, const Runtime
                 expected.exact.dq_size);
     expect_rule("dk", read(dk.view), expected.exact.dk, expected.plain.dk, test.dtype,
                 expected.exact.dk_size);
-    expect_rule("dv", read(dv.view), expected.exact.dv, expected.plain.dv, test.dtype);
+    expect_rule("dv", read(dv.view), expected.exact.dv, expected.plain.dv, test.dtype,
+                expected.exact.dv_size);
     if (test.bias) {
         expect_rule("dbias", read(dbias.view), reduce(expected.exact.dbias, score_shape, test.bias_shape),
                     reduce(expected.plain.dbias, score_shape, test.bias_shape), test.dtype,

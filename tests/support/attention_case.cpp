@@ -69,6 +69,7 @@ void AttentionCase::make_shapes() {
     const double type = std::uniform_real_distribution<double>()(random_);
     dtype = type < 0.5 ? DType::f32 : type < 0.65 ? DType::bf16 : type < 0.8 ? DType::f16 : DType::f64;
     compute = dtype == DType::f64 ? DType::f64 : DType::f32;
+    dense.score_rounding = dtype == DType::bf16 ? 0x1p-16 : dtype == DType::f16 ? 0x1p-13 : 1.0;
     dense.kv_heads = pick(random_, 1, 3);
     dense.heads = dense.kv_heads * pick(random_, 1, 3);
     dense.head_dim = dim();

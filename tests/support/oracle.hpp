@@ -20,6 +20,7 @@ struct Problem {
     std::vector<double> distance;          // [B, Tq, Tk]
     std::vector<double> sinks;             // [Hq], or empty
     std::vector<double> factors;           // [B, Hq, Tq, Tk], dropout's: 0 or 1 / (1 − p); or empty
+    double score_rounding = 1.0;           // a rounding of scores, in units of the roundings of storage
     /// Score function and its derivative, by dense index; empty: none.
     std::function<double(double score, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j)> function;
     std::function<double(double score, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j)> derivative;
@@ -37,8 +38,9 @@ struct Result {
     std::vector<double> dsinks;   // [Hq]
     std::vector<double> dslopes;  // [B, Hq], not yet reduced
     // What each gradient would be if nothing cancelled: the sums of the sizes of their terms, delta = Σ dO · O taken
-    // apart too. Rounding is relative to these.
-    std::vector<double> dq_size, dk_size, dbias_size, dsinks_size, dslopes_size;
+    // apart too, and each weight as large as a rounding of its score and of lse makes it uncertain. Rounding is relative
+    // to these.
+    std::vector<double> dq_size, dk_size, dv_size, dbias_size, dsinks_size, dslopes_size;
 };
 
 /// In which arithmetic: `exact` is the reference (long double: also above float64 inputs); the others are the plain
