@@ -17,7 +17,8 @@ using support::same_results;
 using support::Small;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-const support::Sizes kSizes{.batch = 2, .heads = 4, .kv_heads = 2, .queries = 70, .keys = 80, .head_dim = 8, .value_dim = 6};
+const support::Sizes kSizes{
+    .batch = 2, .heads = 4, .kv_heads = 2, .queries = 70, .keys = 80, .head_dim = 8, .value_dim = 6};
 
 template <class T>
 bool all_zero_bits(const std::vector<T>& values) {
@@ -128,7 +129,8 @@ TEST(AttentionConventions, MaskedMemoryChangesNoBit) {
         }
         EXPECT_FALSE(same_bits(p.out, poisoned.out)) << "the poison reaches nobody";
         for (std::int64_t head = 0; head < kSizes.batch * kSizes.heads; ++head) {
-            EXPECT_EQ(std::memcmp(p.out.data() + head * 70 * 6, poisoned.out.data() + head * 70 * 6, 35 * 6 * 4), 0) << m;
+            EXPECT_EQ(std::memcmp(p.out.data() + head * 70 * 6, poisoned.out.data() + head * 70 * 6, 35 * 6 * 4), 0)
+                << m;
             EXPECT_EQ(std::memcmp(p.dq.data() + head * 70 * 8, poisoned.dq.data() + head * 70 * 8, 35 * 8 * 4), 0) << m;
         }
     }
@@ -160,7 +162,8 @@ TEST(AttentionConventions, AskingForMoreChangesNoBit) {
 }
 
 TEST(AttentionConventions, ScoresAreShownAtTheFourPoints) {
-    const support::Sizes sizes{.batch = 1, .heads = 1, .kv_heads = 1, .queries = 2, .keys = 3, .head_dim = 1, .value_dim = 1};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 2, .keys = 3, .head_dim = 1, .value_dim = 1};
     Small<float> p(sizes);
     p.q = {2, 3};
     p.k = {1, -1, 4};
@@ -188,8 +191,13 @@ TEST(AttentionConventions, ScoresAreShownAtTheFourPoints) {
 TEST(AttentionConventions, SizesMayBeZero) {
     for (int zeros = 1; zeros < 64; ++zeros) {
         const auto size = [zeros](int bit, std::int64_t otherwise) { return (zeros >> bit & 1) != 0 ? 0 : otherwise; };
-        Small<float> p({.batch = size(0, 2), .heads = size(1, 2), .kv_heads = size(1, 1), .queries = size(2, 3),
-                        .keys = size(3, 4), .head_dim = size(4, 5), .value_dim = size(5, 3)});
+        Small<float> p({.batch = size(0, 2),
+                        .heads = size(1, 2),
+                        .kv_heads = size(1, 1),
+                        .queries = size(2, 3),
+                        .keys = size(3, 4),
+                        .head_dim = size(4, 5),
+                        .value_dim = size(5, 3)});
         ASSERT_NO_THROW(p.forward()) << zeros;
         ASSERT_NO_THROW(p.backward()) << zeros;
         if (zeros == 8) {
@@ -204,7 +212,8 @@ TEST(AttentionConventions, SizesMayBeZero) {
 
 // PyTorch issue 127055: -inf above the diagonal and more than 10 below it masks whole blocks of keys of a row.
 TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
-    const support::Sizes sizes{.batch = 1, .heads = 1, .kv_heads = 1, .queries = 600, .keys = 600, .head_dim = 4, .value_dim = 4};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 600, .keys = 600, .head_dim = 4, .value_dim = 4};
     std::vector<float> bias(600 * 600);
     for (std::int64_t i = 0; i < 600; ++i) {
         for (std::int64_t j = 0; j < 600; ++j) {
@@ -225,7 +234,8 @@ TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
 }
 
 TEST(AttentionConventions, HalfInputsTimes100DoNotOverflow) {
-    const support::Sizes sizes{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 40, .keys = 50, .head_dim = 64, .value_dim = 16};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 2, .kv_heads = 1, .queries = 40, .keys = 50, .head_dim = 64, .value_dim = 16};
     Small<Float16> p(sizes, 5, 100.0);
     std::ranges::fill(p.v, Float16(6e4F));
     AttentionOptions options;
@@ -240,7 +250,8 @@ TEST(AttentionConventions, HalfInputsTimes100DoNotOverflow) {
 }
 
 TEST(AttentionConventions, HeadsShareKeysInOrder) {
-    const support::Sizes sizes{.batch = 1, .heads = 6, .kv_heads = 3, .queries = 2, .keys = 3, .head_dim = 2, .value_dim = 1};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 6, .kv_heads = 3, .queries = 2, .keys = 3, .head_dim = 2, .value_dim = 1};
     Small<float> p(sizes);
     p.v = {1, 1, 1, 2, 2, 2, 3, 3, 3};
     p.forward();
@@ -251,7 +262,8 @@ TEST(AttentionConventions, HeadsShareKeysInOrder) {
 
 TEST(AttentionConventions, DropoutKeepsTheSharePromised) {
     // Values are the identity, so out shows the dropped weights, and dv their transpose.
-    const support::Sizes sizes{.batch = 1, .heads = 1, .kv_heads = 1, .queries = 300, .keys = 100, .head_dim = 1, .value_dim = 100};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 300, .keys = 100, .head_dim = 1, .value_dim = 100};
     Small<float> p(sizes);
     std::ranges::fill(p.q, 0.0F);
     std::ranges::fill(p.v, 0.0F);

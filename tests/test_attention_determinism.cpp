@@ -38,8 +38,8 @@ struct Outcome {
 
     explicit Outcome(const Runtime& runtime) {
         AttentionOptions options = busy_options();
-        options.mask = options.mask & Mask::bias(view(bias.data(), {1, 1, 1, 170})) &
-                       Mask::alibi(per_head(slopes.data(), 6));
+        options.mask =
+            options.mask & Mask::bias(view(bias.data(), {1, 1, 1, 170})) & Mask::alibi(per_head(slopes.data(), 6));
         options.sinks = per_head(slopes.data(), 6);
         results.forward(options, runtime);
         AttentionGradients gradients = results.gradients();
@@ -72,7 +72,8 @@ TEST(AttentionBits, AreTheSameInEveryRun) {
     const char* text = std::getenv("QKV_TEST_RERUNS");
     const std::int64_t reruns = text == nullptr ? 1000 : std::strtoll(text, nullptr, 10);
     const Runtime runtime(4);
-    const support::Sizes sizes{.batch = 4, .heads = 4, .kv_heads = 2, .queries = 70, .keys = 66, .head_dim = 8, .value_dim = 8};
+    const support::Sizes sizes{
+        .batch = 4, .heads = 4, .kv_heads = 2, .queries = 70, .keys = 66, .head_dim = 8, .value_dim = 8};
     Small<float> first(sizes);
     first.forward(busy_options(), runtime);
     first.backward(busy_options(), runtime);
@@ -100,7 +101,8 @@ TEST(AttentionBits, SurviveCallsFromSeveralThreadsAtOnce) {
 
 /// A sequence alone, as row 2 of a padded batch, and as a segment of a packed one.
 TEST(AttentionBits, DoNotDependOnTheBatchAroundASequence) {
-    const support::Sizes alone{.batch = 1, .heads = 4, .kv_heads = 2, .queries = 75, .keys = 90, .head_dim = 16, .value_dim = 16};
+    const support::Sizes alone{
+        .batch = 1, .heads = 4, .kv_heads = 2, .queries = 75, .keys = 90, .head_dim = 16, .value_dim = 16};
     AttentionOptions options = busy_options();
     const std::int64_t id[] = {42};
     options.dropout.sequence_ids = id;
@@ -168,7 +170,8 @@ TEST(AttentionBits, DoNotDependOnTheBatchAroundASequence) {
 
 /// Queries in chunks with a global offset, as a cache is filled.
 TEST(AttentionBits, DoNotDependOnHowQueriesAreCut) {
-    const support::Sizes sizes{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 140, .keys = 140, .head_dim = 16, .value_dim = 16};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 2, .kv_heads = 1, .queries = 140, .keys = 140, .head_dim = 16, .value_dim = 16};
     AttentionOptions options = busy_options();
     options.mask = Mask::causal(Align::top_left);
     Small<float> whole(sizes);
@@ -191,7 +194,8 @@ TEST(AttentionBits, DoNotDependOnHowQueriesAreCut) {
 #if defined(__x86_64__)
 TEST(AttentionBits, DoNotDependOnTheCallersFloatingPointModes) {
     // Subnormal keys and values next to normal ones, and scores far enough apart for the smallest weights.
-    const support::Sizes sizes{.batch = 1, .heads = 2, .kv_heads = 1, .queries = 70, .keys = 70, .head_dim = 4, .value_dim = 4};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 2, .kv_heads = 1, .queries = 70, .keys = 70, .head_dim = 4, .value_dim = 4};
     Small<float> given(sizes, 3, 6.0);
     for (std::size_t at = 0; at < given.v.size(); at += 3) {
         given.v[at] = 1e-40F;

@@ -51,7 +51,8 @@ void check_gradients(const AttentionOptions& base, const Shape4& bias_shape, con
     Small<double> p({.batch = 2, .heads = 4, .kv_heads = 2, .queries = 5, .keys = 7, .head_dim = 3, .value_dim = 2}, 7);
     support::Random random(11);
     Parameters parameters;
-    parameters.bias = support::normals(random, bias_shape[0] * bias_shape[1] * bias_shape[2] * bias_shape[3], DType::f64);
+    parameters.bias =
+        support::normals(random, bias_shape[0] * bias_shape[1] * bias_shape[2] * bias_shape[3], DType::f64);
     if (parameters.bias.size() > 1) {
         parameters.bias[1] = -INFINITY;
     }

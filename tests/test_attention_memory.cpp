@@ -35,7 +35,8 @@ namespace {
 using support::Small;
 
 TEST(AttentionMemory, ACallWithAWorkspaceAllocatesNothing) {
-    Small<float> p({.batch = 2, .heads = 4, .kv_heads = 2, .queries = 150, .keys = 150, .head_dim = 32, .value_dim = 32});
+    Small<float> p(
+        {.batch = 2, .heads = 4, .kv_heads = 2, .queries = 150, .keys = 150, .head_dim = 32, .value_dim = 32});
     const std::int64_t starts[] = {0, 60, 150};
     p.s.batch = 1;
     std::vector<float> bias(150 * 150), dbias(bias.size()), numbers(4, 0.5F), dnumbers(4);
@@ -49,7 +50,8 @@ TEST(AttentionMemory, ACallWithAWorkspaceAllocatesNothing) {
         const Runtime runtime(threads);
         AttentionExtras extras;
         extras.lse = p.lse_view();
-        const auto size = attention_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.out_view(), options, extras, runtime);
+        const auto size =
+            attention_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.out_view(), options, extras, runtime);
         support::Guarded workspace(size);
         extras.workspace = {workspace.data(), size};
         AttentionGradients gradients = p.gradients();
@@ -69,9 +71,11 @@ TEST(AttentionMemory, ACallWithAWorkspaceAllocatesNothing) {
 
 TEST(AttentionMemory, WorkspaceGrowsWithTokensNotTheirSquare) {
     const auto size = [](std::int64_t tokens) {
-        Small<float> p({.batch = 1, .heads = 1, .kv_heads = 1, .queries = tokens, .keys = tokens, .head_dim = 8, .value_dim = 8});
+        Small<float> p(
+            {.batch = 1, .heads = 1, .kv_heads = 1, .queries = tokens, .keys = tokens, .head_dim = 8, .value_dim = 8});
         return attention_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.out_view()) +
-               attention_backward_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.d_out_view(), p.saved(), p.gradients());
+               attention_backward_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.d_out_view(), p.saved(),
+                                                 p.gradients());
     };
     EXPECT_LE(size(8000), size(1000) + 7000 * 2 * sizeof(float) + 1024);
 }

@@ -39,7 +39,8 @@ struct Part {
     AttentionOptions options;
 };
 
-const support::Sizes kSizes{.batch = 1, .heads = 4, .kv_heads = 2, .queries = kQueries, .keys = kKeys, .head_dim = kDim, .value_dim = kDim};
+const support::Sizes kSizes{
+    .batch = 1, .heads = 4, .kv_heads = 2, .queries = kQueries, .keys = kKeys, .head_dim = kDim, .value_dim = kDim};
 
 AttentionOptions shared_options(std::vector<double>& slopes) {
     AttentionOptions options;
@@ -84,8 +85,8 @@ TEST(AttentionState, PartsOverKeysMergeToTheWhole) {
     std::vector<double> whole_dalibi(4);
     AttentionGradients whole_gradients;
     whole_gradients.dalibi = per_head(whole_dalibi.data(), 4);
-    attention_backward(whole.q_view(), whole.k_view(), whole.v_view(), whole.d_out_view(), whole.saved(), whole_gradients,
-                       options);
+    attention_backward(whole.q_view(), whole.k_view(), whole.v_view(), whole.d_out_view(), whole.saved(),
+                       whole_gradients, options);
     for (std::size_t part = 0; part < 3; ++part) {
         const std::int64_t begin = cuts[part];
         Part piece(whole, begin, cuts[part + 1], options);
@@ -97,7 +98,9 @@ TEST(AttentionState, PartsOverKeysMergeToTheWhole) {
         gradients.dk = view(dk.data() + begin * kDim, piece.k.shape, strides);
         gradients.dv = view(dv.data() + begin * kDim, piece.v.shape, strides);
         gradients.dalibi = per_head(part_dalibi.data(), 4);
-        const AttentionSaved saved{.lse = merged.lse_view(), .lse_counts_sinks = true, .out = std::nullopt,
+        const AttentionSaved saved{.lse = merged.lse_view(),
+                                   .lse_counts_sinks = true,
+                                   .out = std::nullopt,
                                    .delta = per_row(delta.data(), 1, 4, kQueries)};
         attention_backward(whole.q_view(), piece.k, piece.v, whole.d_out_view(), saved, gradients, piece.options);
         std::ranges::transform(dq, result.dq, dq.begin(), std::plus<>());
@@ -110,7 +113,8 @@ TEST(AttentionState, PartsOverKeysMergeToTheWhole) {
 }
 
 TEST(AttentionState, HalfInputsGivePartialResultsInFloat) {
-    const support::Sizes sizes{.batch = 1, .heads = 1, .kv_heads = 1, .queries = 3, .keys = 9, .head_dim = 4, .value_dim = 4};
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 3, .keys = 9, .head_dim = 4, .value_dim = 4};
     Small<BFloat16> p(sizes);
     std::vector<float> out(12), dq(12);
     AttentionExtras extras;
@@ -128,7 +132,8 @@ TEST(AttentionState, HalfInputsGivePartialResultsInFloat) {
 }
 
 TEST(AttentionState, HeadOffsetsCountForDropout) {
-    const support::Sizes both{.batch = 1, .heads = 2, .kv_heads = 2, .queries = 6, .keys = 6, .head_dim = 4, .value_dim = 4};
+    const support::Sizes both{
+        .batch = 1, .heads = 2, .kv_heads = 2, .queries = 6, .keys = 6, .head_dim = 4, .value_dim = 4};
     Small<float> whole(both);
     AttentionOptions options;
     options.dropout.p = 0.5;

@@ -76,8 +76,8 @@ TEST(HalfTypes, HoldEveryValueOfTheirFormat) {
         half.bits = static_cast<std::uint16_t>(bits);
         const std::uint32_t exponent = (bits >> 10U) & 0x1FU;
         const double fraction = static_cast<double>(bits & 0x3FFU);
-        double expected = exponent == 0 ? std::ldexp(fraction, -24)
-                                        : std::ldexp(1024.0 + fraction, static_cast<int>(exponent) - 25);
+        double expected =
+            exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024.0 + fraction, static_cast<int>(exponent) - 25);
         expected = exponent == 0x1F ? std::numeric_limits<double>::infinity() : expected;
         expected = (bits & 0x8000U) != 0 ? -expected : expected;
         const auto value = static_cast<float>(half);
@@ -100,7 +100,8 @@ TEST(HalfTypes, RoundToNearestEven) {
     for (std::uint64_t bits = 0; bits < 0x7F800000U; bits += 5003) {
         const auto value = std::bit_cast<float>(static_cast<std::uint32_t>(bits));
         const auto wide = static_cast<double>(value);
-        ASSERT_EQ(static_cast<double>(static_cast<float>(Float16(value))), oracle::round_to(wide, oracle::Arithmetic::f16))
+        ASSERT_EQ(static_cast<double>(static_cast<float>(Float16(value))),
+                  oracle::round_to(wide, oracle::Arithmetic::f16))
             << value;
         ASSERT_EQ(static_cast<double>(static_cast<float>(BFloat16(-value))),
                   oracle::round_to(-wide, oracle::Arithmetic::bf16))

@@ -50,9 +50,7 @@ TEST(Runtime, CallsMayMeetAndNest) {
     for (int caller = 0; caller < 4; ++caller) {
         callers.emplace_back([&] {
             for (int round = 0; round < 50; ++round) {
-                runtime.parallel_for(3, [&](std::int64_t) {
-                    runtime.parallel_for(2, [&](std::int64_t) { ++ran; });
-                });
+                runtime.parallel_for(3, [&](std::int64_t) { runtime.parallel_for(2, [&](std::int64_t) { ++ran; }); });
             }
         });
     }

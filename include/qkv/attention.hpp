@@ -86,9 +86,9 @@ struct AttentionExtras {
 ///     q [B, Hq, Tq, D]   k [B, Hkv, Tk, D]   v [B, Hkv, Tk, Dv]   out [B, Hq, Tq, Dv]
 ///
 /// q, k and v share a type: f32, bf16, f16 or f64. Scores and sums are f32 (f64 for f64). `out` has that type or, for
-/// partial results, f32. The last stride is 1, the others are free; outputs overlap neither inputs nor each other. Query
-/// head h reads key/value head h / (Hq / Hkv); Hkv divides Hq. Any size may be 0: no keys give 0, and D = 0 weighs all
-/// keys alike.
+/// partial results, f32. The last stride is 1, the others are free; outputs overlap neither inputs nor each other.
+/// Query head h reads key/value head h / (Hq / Hkv); Hkv divides Hq. Any size may be 0: no keys give 0, and D = 0
+/// weighs all keys alike.
 ///
 /// An empty row (nothing may be attended) gives 0 and lse −∞. Masked keys and values are never part of a product: a NaN
 /// there does not show. The same row gives the same bits for any number of threads, any batch around its sequence, and
@@ -108,8 +108,8 @@ void attention(ConstTensorView q, ConstTensorView k, ConstTensorView v, TensorVi
 
 /// What backward needs from forward. All of the shapes that forward had.
 struct AttentionSaved {
-    ConstTensorView lse;            ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
-    bool lse_counts_sinks = true;   ///< as it was in forward's extras
+    ConstTensorView lse;                 ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
+    bool lse_counts_sinks = true;        ///< as it was in forward's extras
     std::optional<ConstTensorView> out;  ///< forward's context [B, Hq, Tq, Dv]; needed when delta is not given
     /// Σ over Dv of d_out · out, per row, f32 (f64 with f64 queries), [B, Hq, Tq, 1].
     std::optional<ConstTensorView> delta;

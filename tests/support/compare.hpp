@@ -45,7 +45,8 @@ inline void expect_rule(const char* what, const std::vector<double>& got, const 
             ASSERT_TRUE(std::isnan(expected[at]) ? std::isnan(got[at]) : got[at] == expected[at])
                 << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
         } else {
-            ASSERT_TRUE(std::isfinite(got[at])) << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
+            ASSERT_TRUE(std::isfinite(got[at]))
+                << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
         }
     }
     double largest = 0.0;
@@ -54,8 +55,8 @@ inline void expect_rule(const char* what, const std::vector<double>& got, const 
     }
     const double floor = 2.0 * epsilon(dtype) * largest;
     const double allowed = 2.0 * max_error(plain, expected) + floor;
-    EXPECT_LE(max_error(got, expected), allowed) << what << ": plain error " << max_error(plain, expected) << ", largest size "
-                                                 << largest;
+    EXPECT_LE(max_error(got, expected), allowed)
+        << what << ": plain error " << max_error(plain, expected) << ", largest size " << largest;
 }
 
 inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,

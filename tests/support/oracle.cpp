@@ -132,8 +132,7 @@ private:
         }
         const Real sink_weight = sink && sink_score != -kInfinity ? std::exp(sink_score - max_with_sink) : Real(0);
         sum += sink_weight;
-        r_.lse[row_index] =
-            static_cast<double>(max == -kInfinity ? -kInfinity : max + std::log(sum_without_sink));
+        r_.lse[row_index] = static_cast<double>(max == -kInfinity ? -kInfinity : max + std::log(sum_without_sink));
         r_.lse_with_sink[row_index] =
             static_cast<double>(max_with_sink == -kInfinity ? -kInfinity : max_with_sink + std::log(sum));
         std::vector<Real> factor(n, Real(1));
@@ -160,16 +159,16 @@ private:
 
         // A weight exp(score − lse) is as uncertain as its exponent.
         const auto uncertain = [&](std::size_t c) {
-            return 1.0 + p_.score_rounding * (std::fabs(static_cast<double>(score[c])) +
-                                              std::fabs(r_.lse_with_sink[row_index]));
+            return 1.0 + p_.score_rounding *
+                             (std::fabs(static_cast<double>(score[c])) + std::fabs(r_.lse_with_sink[row_index]));
         };
 
         // Backward: softmax's Jacobian as it stands, sum and all.
         Real expectation = 0;
         double delta_size = 0;
         for (std::int64_t d = 0; d < p_.value_dim; ++d) {
-            delta_size += std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] *
-                                    r_.out[static_cast<std::size_t>(o_row + d)]);
+            delta_size +=
+                std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] * r_.out[static_cast<std::size_t>(o_row + d)]);
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
@@ -189,9 +188,10 @@ private:
         }
         if (sink && sum != Real(0)) {
             r_.dsinks[static_cast<std::size_t>(h)] -= static_cast<double>(sink_weight / sum * expectation);
-            r_.dsinks_size[static_cast<std::size_t>(h)] += static_cast<double>(sink_weight / sum) * delta_size *
-                (1.0 + p_.score_rounding * (std::fabs(static_cast<double>(sink_score)) +
-                                            std::fabs(r_.lse_with_sink[row_index])));
+            r_.dsinks_size[static_cast<std::size_t>(h)] +=
+                static_cast<double>(sink_weight / sum) * delta_size *
+                (1.0 + p_.score_rounding *
+                           (std::fabs(static_cast<double>(sink_score)) + std::fabs(r_.lse_with_sink[row_index])));
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
