@@ -31,7 +31,9 @@ std::vector<double> reduce(const std::vector<double>& dense, const Shape4& full,
             for (std::int64_t i = 0; i < full[2]; ++i) {
                 for (std::int64_t j = 0; j < full[3]; ++j) {
                     const std::int64_t to = (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] +
-                                             (shape[2] == 1 ? 0 : i)) * shape[3] + (shape[3] == 1 ? 0 : j);
+                                             (shape[2] == 1 ? 0 : i)) *
+                                                shape[3] +
+                                            (shape[3] == 1 ? 0 : j);
                     sums[static_cast<std::size_t>(to)] += dense[at++];
                 }
             }
@@ -94,11 +96,9 @@ void check_backward(AttentionCase& test, const Expected& expected, const Runtime
         gradients.dsinks = dsinks.view;
     }
     attention_backward(test.q.view, test.k.view, test.v.view, test.d_out.view, saved, gradients, test.options, runtime);
-    expect_rule("dq", read(dq.view), expected.exact.dq, expected.plain.dq, test.dtype,
-                expected.exact.dq_size);
-    expect_rule("dk", read(dk.view), expected.exact.dk, expected.plain.dk, test.dtype,
-                expected.exact.dk_size);
-    expect_rule("dv", read(dv.view), expected.exact.dv, expected.plain.dv, test.dtype);
+    expect_rule("dq", read(dq.view), expected.exact.dq, expected.plain.dq, test.dtype, expected.exact.dq_size);
+    expect_rule("dk", read(dk.view), expected.exact.dk, expected.plain.dk, test.dtype, expected.exact.dk_size);
+    expect_rule("dv", read(dv.view), expected.exact.dv, expected.plain.dv, test.dtype, expected.exact.dv_size);
     if (test.bias) {
         expect_rule("dbias", read(dbias.view), reduce(expected.exact.dbias, score_shape, test.bias_shape),
                     reduce(expected.plain.dbias, score_shape, test.bias_shape), test.dtype,

@@ -10,8 +10,9 @@ namespace {
 template <class A>
 RowStatistics<A> take_statistics(const BackwardCall& call, Carver& carver) {
     const Problem& problem = call.problem;
-    const std::int64_t rows = checked_multiply(checked_multiply(problem.batch, problem.heads, "attention_backward: rows"),
-                                               problem.queries, "attention_backward: rows");
+    const std::int64_t rows =
+        checked_multiply(checked_multiply(problem.batch, problem.heads, "attention_backward: rows"), problem.queries,
+                         "attention_backward: rows");
     const std::int64_t tiles = call.gradients.dalibi ? tile_count(problem, Side::queries) * problem.heads : 0;
     return {carver.take<A>(rows), carver.take<A>(rows), carver.take<double>(tiles)};
 }
@@ -67,8 +68,8 @@ void query_gradients(const BackwardCall& call, const Sequence& sequence, std::in
         if (dalibi != nullptr) {
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (std::int64_t c = 0; c < tile.columns; ++c) {
-                    slope_gradient -= static_cast<double>(scratch.d_scores[r * kKeyTile + c]) *
-                                      alibi_distance<double>(tile, r, c);
+                    slope_gradient -=
+                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * alibi_distance<double>(tile, r, c);
                 }
             }
         }
@@ -227,8 +228,7 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
         write_slope_gradients(call, statistics);
     }
     if (gradients.dsinks) {
-        for_each_item(problem.heads,
-                      [&](const Scratch&, std::int64_t head) { sink_gradient(call, head, statistics); });
+        for_each_item(problem.heads, [&](const Scratch&, std::int64_t head) { sink_gradient(call, head, statistics); });
     }
     if (gradients.dbias) {
         run_bias_pass(call, plan, workspace, runtime, statistics);

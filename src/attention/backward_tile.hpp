@@ -11,8 +11,8 @@ namespace qkv::detail {
 /// Per query row of the call, [B, Hq, Tq] row-major.
 template <class A>
 struct RowStatistics {
-    A* lse;      // of all scores, the sink among them
-    A* delta;    // Σ dO · O
+    A* lse;          // of all scores, the sink among them
+    A* delta;        // Σ dO · O
     double* dalibi;  // [query tile, Hq]: Σ dS · d score / d slope
 
     [[nodiscard]] static std::int64_t index(const Problem& problem, const Sequence& sequence, std::int64_t head,

@@ -30,8 +30,9 @@ public:
           by_row_(dbias.size(2) == problem.queries),
           by_column_(dbias.size(3) == problem.keys),
           by_sequence_(problem.packed() ? by_row_ || by_column_ : dbias.size(0) == problem.batch) {
-        row_items_ = by_row_ ? (by_sequence_ ? tile_count(problem, Side::queries) : tiles_of(problem.queries, kQueryTile))
-                             : (by_sequence_ ? problem.sequences : 1);
+        row_items_ = by_row_
+                         ? (by_sequence_ ? tile_count(problem, Side::queries) : tiles_of(problem.queries, kQueryTile))
+                         : (by_sequence_ ? problem.sequences : 1);
         column_items_ = by_column_ ? tiles_of(longest_keys(), kKeyTile) : 1;
         head_items_ = by_head_ ? problem.heads : 1;
     }

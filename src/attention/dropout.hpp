@@ -21,18 +21,16 @@ void dropout_factors(const Problem& problem, const Tile& tile, A* factors) {
         }
         return;
     }
-    const std::int64_t id = problem.sequence_ids.empty()
-                                ? sequence.index
-                                : problem.sequence_ids[static_cast<std::size_t>(sequence.index)];
+    const std::int64_t id =
+        problem.sequence_ids.empty() ? sequence.index : problem.sequence_ids[static_cast<std::size_t>(sequence.index)];
     // Counter: key / 4, query, head, sequence; the word is key mod 4. Validation keeps all of them below 2³².
     const std::int64_t first = problem.offsets.key + tile.column;
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         for (std::int64_t block = first / 4; block * 4 < first + tile.columns; ++block) {
-            const PhiloxWords words = philox4x32_10({static_cast<std::uint32_t>(block),
-                                                     static_cast<std::uint32_t>(problem.offsets.query + tile.row + r),
-                                                     static_cast<std::uint32_t>(problem.offsets.head + tile.head),
-                                                     static_cast<std::uint32_t>(id)},
-                                                    problem.dropout_seed);
+            const PhiloxWords words = philox4x32_10(
+                {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(problem.offsets.query + tile.row + r),
+                 static_cast<std::uint32_t>(problem.offsets.head + tile.head), static_cast<std::uint32_t>(id)},
+                problem.dropout_seed);
             for (std::int64_t word = 0; word < 4; ++word) {
                 const std::int64_t c = block * 4 + word - first;
                 if (c >= 0 && c < tile.columns) {

@@ -1,4 +1,5 @@
-// Forward: one tile of queries walks over the keys that its mask leaves, with a running softmax (Dao 2023, algorithm 1).
+// Forward: one tile of queries walks over the keys that its mask leaves, with a running softmax (Dao 2023, algorithm
+// 1).
 #pragma once
 
 #include "attention/plan.hpp"

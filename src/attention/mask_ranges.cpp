@@ -16,12 +16,12 @@ KeyRange row_columns(const Sequence& sequence, std::int64_t row) {
 /// Ascending key blocks of the query block that holds `row`.
 std::span<const std::int64_t> listed_blocks(const Problem& problem, const Tile& tile, std::int64_t row) {
     const BlockList& blocks = *problem.mask.block_list;
-    const std::int64_t lists_per_head = static_cast<std::int64_t>(blocks.starts.size() - 1) /
-                                        (blocks.sequences * blocks.heads);
+    const std::int64_t lists_per_head =
+        static_cast<std::int64_t>(blocks.starts.size() - 1) / (blocks.sequences * blocks.heads);
     const std::int64_t sequence = blocks.sequences == 1 ? 0 : tile.sequence->index;
     const std::int64_t head = blocks.heads == 1 ? 0 : tile.head;
-    const auto list = static_cast<std::size_t>((sequence * blocks.heads + head) * lists_per_head +
-                                               row / blocks.query_block);
+    const auto list =
+        static_cast<std::size_t>((sequence * blocks.heads + head) * lists_per_head + row / blocks.query_block);
     const auto begin = static_cast<std::size_t>(blocks.starts[list]);
     return blocks.key_blocks.subspan(begin, static_cast<std::size_t>(blocks.starts[list + 1]) - begin);
 }
@@ -32,7 +32,8 @@ Coverage block_coverage(const Problem& problem, const Tile& tile) {
     const std::int64_t last_block = (tile.column + tile.columns - 1) / blocks.key_block;
     bool any = false;
     bool all = true;
-    for (std::int64_t row = tile.row; row < tile.row + tile.rows; row += blocks.query_block - row % blocks.query_block) {
+    for (std::int64_t row = tile.row; row < tile.row + tile.rows;
+         row += blocks.query_block - row % blocks.query_block) {
         const auto list = listed_blocks(problem, tile, row);
         const auto first = std::ranges::lower_bound(list, first_block);
         const auto last = std::upper_bound(first, list.end(), last_block);

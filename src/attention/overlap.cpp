@@ -110,7 +110,8 @@ ByteRange byte_range(const ConstTensorView& view, const char* name) {
         const std::int64_t reach = checked_multiply(view.shape[d] - 1, bytes, name);
         std::int64_t& side = reach < 0 ? below : above;
         if (__builtin_add_overflow(side, reach, &side)) {
-            fail(ErrorCode::out_of_range, name, ": shape ", to_string(view), " with its strides spans more than 2^63 bytes");
+            fail(ErrorCode::out_of_range, name, ": shape ", to_string(view),
+                 " with its strides spans more than 2^63 bytes");
         }
     }
     const auto address = reinterpret_cast<std::uintptr_t>(view.data);

@@ -38,13 +38,13 @@ struct Problem {
     double softcap = 0.0;
     // Views have a stride of 0 along the dimensions they are repeated over, so all are indexed [b, h, i, j].
     Mask mask;
-    Shape4 bias_shape{};   // as the caller gave them: the shapes of their gradients
+    Shape4 bias_shape{};  // as the caller gave them: the shapes of their gradients
     Shape4 alibi_shape{};
     std::optional<ConstTensorView> sinks;
     std::optional<ConstTensorView> keep;
     bool dropout = false;
-    double keep_scale = 1.0;           // 1 / (1 − p), or 0 where nothing is kept
-    std::uint64_t drop_below = 0;      // of 2³²: a draw below it drops
+    double keep_scale = 1.0;       // 1 / (1 − p), or 0 where nothing is kept
+    std::uint64_t drop_below = 0;  // of 2³²: a draw below it drops
     std::uint64_t dropout_seed = 0;
     std::span<const std::int64_t> sequence_ids;
     ScoreFunction score_function;
@@ -60,7 +60,7 @@ struct Problem {
 /// One row of the batch or one packed segment. Rows and columns count from its first query and key.
 struct Sequence {
     std::int64_t index = 0;
-    std::int64_t batch = 0;        // where its tensors are: [batch, head, query_start + row, ...]
+    std::int64_t batch = 0;  // where its tensors are: [batch, head, query_start + row, ...]
     std::int64_t query_start = 0;
     std::int64_t key_start = 0;
     std::int64_t queries = 0;

@@ -72,8 +72,14 @@ void cap_scores(const Problem& problem, A* scores, std::int64_t rows) {
 template <class A>
 [[nodiscard]] ScoreTile public_tile(const Problem& problem, const Tile& tile, A* values) {
     const Offsets& offsets = problem.offsets;
-    return {values,       problem.compute,          kKeyTile,                   tile.rows,
-            tile.columns, tile.sequence->index,     offsets.head + tile.head,   offsets.query + tile.row,
+    return {values,
+            problem.compute,
+            kKeyTile,
+            tile.rows,
+            tile.columns,
+            tile.sequence->index,
+            offsets.head + tile.head,
+            offsets.query + tile.row,
             offsets.key + tile.column};
 }
 

@@ -17,8 +17,7 @@ void check_state(const AttentionState& state) {
     check_unit_stride(state.out, "state.out");
     check_view(state.lse, "state.lse");
     check_dtype(state.lse, "state.lse", {state.out.dtype});
-    check_shape(state.lse, "state.lse", "[B, Hq, Tq, 1]",
-                {state.out.size(0), state.out.size(1), state.out.size(2), 1});
+    check_shape(state.lse, "state.lse", "[B, Hq, Tq, 1]", {state.out.size(0), state.out.size(1), state.out.size(2), 1});
 }
 
 /// Calls visit(batch, head, query) for every row of the state.

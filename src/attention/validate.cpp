@@ -92,8 +92,8 @@ void take_offsets(Problem& problem, const Offsets& offsets) {
 
 void take_scores(Problem& problem, const AttentionOptions& options) {
     // D = 0: every product is the empty sum, and all keys weigh the same whatever the scale.
-    problem.scale = options.scale.value_or(
-        problem.head_dim == 0 ? 1.0 : 1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
+    problem.scale =
+        options.scale.value_or(problem.head_dim == 0 ? 1.0 : 1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
     if (!std::isfinite(problem.scale)) {
         fail(ErrorCode::invalid_argument, "scale is ", problem.scale, "; expected a finite number");
     }
@@ -139,8 +139,7 @@ void take_dropout(Problem& problem, const Dropout& dropout) {
     check(problem.offsets.key + problem.keys, "keys");
     check(problem.offsets.head + problem.heads, "heads");
     check(problem.sequences, "sequences");
-    if (!dropout.sequence_ids.empty() &&
-        static_cast<std::int64_t>(dropout.sequence_ids.size()) != problem.sequences) {
+    if (!dropout.sequence_ids.empty() && static_cast<std::int64_t>(dropout.sequence_ids.size()) != problem.sequences) {
         fail(ErrorCode::shape_mismatch, "dropout.sequence_ids has ", dropout.sequence_ids.size(), " ids; expected ",
              problem.sequences, ", one per sequence");
     }
@@ -177,10 +176,14 @@ void validate_outputs(const Problem& problem, const TensorView& out, const Atten
     check_record(problem, extras.scores, "scores");
     const NamedView outputs[] = {named("out", out), named("lse", extras.lse), named("weights", extras.weights),
                                  named("scores", extras.scores), named_bytes("workspace", extras.workspace)};
-    const NamedView inputs[] = {named("q", problem.q),         named("k", problem.k),
-                                named("v", problem.v),         named("allowed", problem.mask.allowed_view),
-                                named("bias", problem.mask.bias_view), named("alibi", problem.mask.alibi_slopes),
-                                named("sinks", problem.sinks), named("dropout.keep", problem.keep)};
+    const NamedView inputs[] = {named("q", problem.q),
+                                named("k", problem.k),
+                                named("v", problem.v),
+                                named("allowed", problem.mask.allowed_view),
+                                named("bias", problem.mask.bias_view),
+                                named("alibi", problem.mask.alibi_slopes),
+                                named("sinks", problem.sinks),
+                                named("dropout.keep", problem.keep)};
     check_overlap(outputs, inputs);
 }
 
@@ -219,9 +222,12 @@ void validate_gradients(const Problem& problem, const ConstTensorView& d_out, co
         check_shape(*gradients.dsinks, "dsinks", "[1, Hq, 1, 1]", problem.sinks->shape);
         check_compute_type(problem, *gradients.dsinks, "dsinks");
     }
-    const NamedView outputs[] = {named("dq", gradients.dq),         named("dk", gradients.dk),
-                                 named("dv", gradients.dv),         named("dbias", gradients.dbias),
-                                 named("dsinks", gradients.dsinks), named("dalibi", gradients.dalibi),
+    const NamedView outputs[] = {named("dq", gradients.dq),
+                                 named("dk", gradients.dk),
+                                 named("dv", gradients.dv),
+                                 named("dbias", gradients.dbias),
+                                 named("dsinks", gradients.dsinks),
+                                 named("dalibi", gradients.dalibi),
                                  named_bytes("workspace", gradients.workspace)};
     const NamedView inputs[] = {named("q", problem.q),
                                 named("k", problem.k),

@@ -31,7 +31,8 @@ void take_sequences(Problem& problem) {
         return;
     }
     if (problem.batch != 1) {
-        fail(ErrorCode::shape_mismatch, "q has shape ", to_string(problem.q), "; a packed batch expects a first size of 1");
+        fail(ErrorCode::shape_mismatch, "q has shape ", to_string(problem.q),
+             "; a packed batch expects a first size of 1");
     }
     const Numbers queries = *problem.mask.packed_queries;
     const Numbers keys = *problem.mask.packed_keys;

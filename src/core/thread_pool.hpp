@@ -11,9 +11,9 @@
 
 namespace qkv {
 
-/// Jobs wait in a line; a helper takes one task at a time from the first that has any left. Whoever posts a job works on
-/// it too and so never waits for a helper to come: calls from several threads, and from inside tasks, cannot block each
-/// other.
+/// Jobs wait in a line; a helper takes one task at a time from the first that has any left. Whoever posts a job works
+/// on it too and so never waits for a helper to come: calls from several threads, and from inside tasks, cannot block
+/// each other.
 class ThreadPool {
 public:
     using Body = std::function<void(std::int64_t)>;

@@ -64,11 +64,14 @@ oracle::Arithmetic AttentionCase::plain() const {
 void AttentionCase::make_shapes() {
     constexpr std::int64_t kTokens[] = {1, 2, 3, 5, 7, 9, 16, 17, 31, 33, 40, 63, 64, 65, 70, 97, 129, 0};
     constexpr std::int64_t kDims[] = {1, 2, 3, 4, 5, 8, 13, 16, 17, 32, 33, 64, 80, 128, 192, 576, 0};
-    const auto tokens = [&] { return kTokens[static_cast<std::size_t>(pick(random_, 0, chance(random_, 0.3) ? 17 : 9))]; };
+    const auto tokens = [&] {
+        return kTokens[static_cast<std::size_t>(pick(random_, 0, chance(random_, 0.3) ? 17 : 9))];
+    };
     const auto dim = [&] { return kDims[static_cast<std::size_t>(pick(random_, 0, chance(random_, 0.15) ? 16 : 10))]; };
     const double type = std::uniform_real_distribution<double>()(random_);
     dtype = type < 0.5 ? DType::f32 : type < 0.65 ? DType::bf16 : type < 0.8 ? DType::f16 : DType::f64;
     compute = dtype == DType::f64 ? DType::f64 : DType::f32;
+    dense.score_rounding = dtype == DType::bf16 ? 0x1p-16 : dtype == DType::f16 ? 0x1p-13 : 1.0;
     dense.kv_heads = pick(random_, 1, 3);
     dense.heads = dense.kv_heads * pick(random_, 1, 3);
     dense.head_dim = dim();
@@ -243,7 +246,8 @@ void AttentionCase::make_bands() {
         for (const Segment& s : segments_) {
             for (std::int64_t i = 0; i < s.queries; ++i) {
                 for (std::int64_t j = 0; j < s.keys; ++j) {
-                    const std::int64_t at = (s.batch * dense.queries + s.query_start + i) * dense.keys + s.key_start + j;
+                    const std::int64_t at =
+                        (s.batch * dense.queries + s.query_start + i) * dense.keys + s.key_start + j;
                     dense.distance[static_cast<std::size_t>(at)] =
                         static_cast<double>(std::abs(global(i, j) - shift(s, align)));
                 }
@@ -268,8 +272,11 @@ void AttentionCase::make_views() {
             for (std::int64_t h = 0; h < full[1]; ++h) {
                 for (std::int64_t i = 0; i < full[2]; ++i) {
                     for (std::int64_t j = 0; j < full[3]; ++j) {
-                        const std::int64_t at = (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] +
-                                                 (shape[2] == 1 ? 0 : i)) * shape[3] + (shape[3] == 1 ? 0 : j);
+                        const std::int64_t at =
+                            (((shape[0] == 1 ? 0 : b) * shape[1] + (shape[1] == 1 ? 0 : h)) * shape[2] +
+                             (shape[2] == 1 ? 0 : i)) *
+                                shape[3] +
+                            (shape[3] == 1 ? 0 : j);
                         visit(static_cast<std::size_t>(dense.score_index(b, h, i, j)), static_cast<std::size_t>(at));
                     }
                 }
@@ -331,7 +338,8 @@ void AttentionCase::make_blocks() {
     const std::int64_t key_blocks = (keys + blocks.key_block - 1) / blocks.key_block;
     std::vector<char> listed(static_cast<std::size_t>(blocks.sequences * blocks.heads * query_blocks * key_blocks));
     starts_ = {0};
-    for (std::size_t list = 0; list < static_cast<std::size_t>(blocks.sequences * blocks.heads * query_blocks); ++list) {
+    for (std::size_t list = 0; list < static_cast<std::size_t>(blocks.sequences * blocks.heads * query_blocks);
+         ++list) {
         for (std::int64_t block = 0; block < key_blocks; ++block) {
             if (chance(random_, 0.6)) {
                 key_blocks_.push_back(block);
@@ -344,8 +352,9 @@ void AttentionCase::make_blocks() {
     blocks.key_blocks = key_blocks_;
     options.mask = options.mask & Mask::blocks(blocks);
     restrict([&](const Segment& s, auto h, auto i, auto j) {
-        const std::int64_t list = ((blocks.sequences == 1 ? 0 : s.index) * blocks.heads + (blocks.heads == 1 ? 0 : h)) *
-                                      query_blocks + i / blocks.query_block;
+        const std::int64_t list =
+            ((blocks.sequences == 1 ? 0 : s.index) * blocks.heads + (blocks.heads == 1 ? 0 : h)) * query_blocks +
+            i / blocks.query_block;
         return listed[static_cast<std::size_t>(list * key_blocks + j / blocks.key_block)] != 0;
     });
     note("blocks");
@@ -385,13 +394,13 @@ void AttentionCase::make_dropout() {
                 for (std::int64_t j = 0; j < s.keys; ++j) {
                     const std::int64_t key = options.offsets.key + j;
                     const std::int64_t id = ids_.empty() ? s.index : ids_[static_cast<std::size_t>(s.index)];
-                    const std::uint32_t counter[4] = {static_cast<std::uint32_t>(key / 4),
-                                                      static_cast<std::uint32_t>(options.offsets.query + i),
-                                                      static_cast<std::uint32_t>(options.offsets.head + h),
-                                                      static_cast<std::uint32_t>(id)};
-                    const double draw = oracle::philox(counter, options.dropout.seed, static_cast<int>(key % 4)) * 0x1p-32;
-                    dense.factors[static_cast<std::size_t>(dense.score_index(s.batch, h, s.query_start + i,
-                                                                             s.key_start + j))] = draw >= p ? factor : 0.0;
+                    const std::uint32_t counter[4] = {
+                        static_cast<std::uint32_t>(key / 4), static_cast<std::uint32_t>(options.offsets.query + i),
+                        static_cast<std::uint32_t>(options.offsets.head + h), static_cast<std::uint32_t>(id)};
+                    const double draw =
+                        oracle::philox(counter, options.dropout.seed, static_cast<int>(key % 4)) * 0x1p-32;
+                    dense.factors[static_cast<std::size_t>(
+                        dense.score_index(s.batch, h, s.query_start + i, s.key_start + j))] = draw >= p ? factor : 0.0;
                 }
             }
         }

@@ -1,5 +1,5 @@
 // The error rule: infinities and NaN in the same places, and no error beyond twice that of a plain computation in the
-// same precision, plus a floor of a few roundings of the largest size.
+// same precision, plus a floor of two roundings of the largest size.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -35,7 +35,7 @@ namespace support {
     return error;
 }
 
-/// `dtype` is the precision at work. The floor is four roundings in it of the largest of `sizes`: what the values would
+/// `dtype` is the precision at work. The floor is two roundings in it of the largest of `sizes`: what the values would
 /// be if nothing cancelled, or the values themselves.
 inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
                         const std::vector<double>& plain, qkv::DType dtype, const std::vector<double>& sizes) {
@@ -45,17 +45,18 @@ inline void expect_rule(const char* what, const std::vector<double>& got, const 
             ASSERT_TRUE(std::isnan(expected[at]) ? std::isnan(got[at]) : got[at] == expected[at])
                 << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
         } else {
-            ASSERT_TRUE(std::isfinite(got[at])) << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
+            ASSERT_TRUE(std::isfinite(got[at]))
+                << what << "[" << at << "] is " << got[at] << ", expected " << expected[at];
         }
     }
     double largest = 0.0;
     for (const double size : sizes) {
         largest = std::isfinite(size) ? std::max(largest, std::fabs(size)) : largest;
     }
-    const double floor = 4.0 * epsilon(dtype) * largest;
+    const double floor = 2.0 * epsilon(dtype) * largest;
     const double allowed = 2.0 * max_error(plain, expected) + floor;
-    EXPECT_LE(max_error(got, expected), allowed) << what << ": plain error " << max_error(plain, expected) << ", largest size "
-                                                 << largest;
+    EXPECT_LE(max_error(got, expected), allowed)
+        << what << ": plain error " << max_error(plain, expected) << ", largest size " << largest;
 }
 
 inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,

@@ -40,6 +40,7 @@ public:
         r_.dslopes.assign(size(p_.batch, p_.heads), 0.0);
         r_.dq_size.assign(p_.q.size(), 0.0);
         r_.dk_size.assign(p_.k.size(), 0.0);
+        r_.dv_size.assign(p_.v.size(), 0.0);
         r_.dsinks_size = r_.dsinks;
         r_.dslopes_size = r_.dslopes;
         for (std::int64_t b = 0; b < p_.batch; ++b) {
@@ -131,8 +132,7 @@ private:
         }
         const Real sink_weight = sink && sink_score != -kInfinity ? std::exp(sink_score - max_with_sink) : Real(0);
         sum += sink_weight;
-        r_.lse[row_index] =
-            static_cast<double>(max == -kInfinity ? -kInfinity : max + std::log(sum_without_sink));
+        r_.lse[row_index] = static_cast<double>(max == -kInfinity ? -kInfinity : max + std::log(sum_without_sink));
         r_.lse_with_sink[row_index] =
             static_cast<double>(max_with_sink == -kInfinity ? -kInfinity : max_with_sink + std::log(sum));
         std::vector<Real> factor(n, Real(1));
@@ -157,12 +157,18 @@ private:
             r_.out[static_cast<std::size_t>(o_row + d)] = static_cast<double>(round(context));
         }
 
+        // A weight exp(score − lse) is as uncertain as its exponent.
+        const auto uncertain = [&](std::size_t c) {
+            return 1.0 + p_.score_rounding *
+                             (std::fabs(static_cast<double>(score[c])) + std::fabs(r_.lse_with_sink[row_index]));
+        };
+
         // Backward: softmax's Jacobian as it stands, sum and all.
         Real expectation = 0;
         double delta_size = 0;
         for (std::int64_t d = 0; d < p_.value_dim; ++d) {
-            delta_size += std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] *
-                                    r_.out[static_cast<std::size_t>(o_row + d)]);
+            delta_size +=
+                std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] * r_.out[static_cast<std::size_t>(o_row + d)]);
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
@@ -174,13 +180,18 @@ private:
                 const Real d_out = at(p_.d_out, o_row + d);
                 dp += d_out * at(p_.v, (k_head + j) * p_.value_dim + d);
                 dv_[static_cast<std::size_t>((k_head + j) * p_.value_dim + d)] += round(weight[c] * factor[c]) * d_out;
+                r_.dv_size[static_cast<std::size_t>((k_head + j) * p_.value_dim + d)] +=
+                    uncertain(c) * static_cast<double>(weight[c] * factor[c] * std::fabs(d_out));
             }
             gradient[c] = round(factor[c] * round(dp));
             expectation += weight[c] * gradient[c];
         }
         if (sink && sum != Real(0)) {
             r_.dsinks[static_cast<std::size_t>(h)] -= static_cast<double>(sink_weight / sum * expectation);
-            r_.dsinks_size[static_cast<std::size_t>(h)] += static_cast<double>(sink_weight / sum) * delta_size;
+            r_.dsinks_size[static_cast<std::size_t>(h)] +=
+                static_cast<double>(sink_weight / sum) * delta_size *
+                (1.0 + p_.score_rounding *
+                           (std::fabs(static_cast<double>(sink_score)) + std::fabs(r_.lse_with_sink[row_index])));
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
@@ -188,8 +199,8 @@ private:
                 continue;
             }
             Real ds = round(weight[c] * (gradient[c] - expectation));
-            double ds_size = static_cast<double>(weight[c] * std::fabs(gradient[c])) +
-                             static_cast<double>(weight[c]) * delta_size;
+            double ds_size = uncertain(c) * static_cast<double>(weight[c]) *
+                             (static_cast<double>(std::fabs(gradient[c])) + delta_size);
             if (p_.derivative) {
                 const double slope = p_.derivative(static_cast<double>(before[c]), b, h, i, j);
                 ds = round(ds * static_cast<Real>(slope));

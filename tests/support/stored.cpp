@@ -123,8 +123,8 @@ void write(const qkv::TensorView& view, const std::vector<double>& values) {
 
 std::vector<double> read(const qkv::ConstTensorView& view) {
     std::vector<double> values;
-    for_each_element(view,
-                     [&](auto b, auto h, auto i, auto j) { values.push_back(read_one(view.at(b, h, i, j), view.dtype)); });
+    for_each_element(
+        view, [&](auto b, auto h, auto i, auto j) { values.push_back(read_one(view.at(b, h, i, j), view.dtype)); });
     return values;
 }
 

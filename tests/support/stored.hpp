@@ -30,7 +30,8 @@ struct Stored {
 /// Writes dense row-major values, each rounded to the type.
 void write(const qkv::TensorView& view, const std::vector<double>& values);
 [[nodiscard]] std::vector<double> read(const qkv::ConstTensorView& view);
-void write_one(const qkv::TensorView& view, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j, double value);
+void write_one(const qkv::TensorView& view, std::int64_t b, std::int64_t h, std::int64_t i, std::int64_t j,
+               double value);
 
 [[nodiscard]] Layout pick_layout(Random& random);
 [[nodiscard]] Guarded::Side pick_side(Random& random);
