@@ -1,4 +1,16 @@
 // Why attention: a dictionary keeps the wrong order, and one vector for everybody answers every question alike.
+//
+// Prints:
+//   word by word: Can you me help this sentence to translate
+//   one vector for everybody [1, 3]
+//     0.4317  0.5833  0.5283
+//   one vector for each query [6, 3]
+//     0.4421  0.5931  0.5790
+//     0.4419  0.6515  0.5683
+//     0.4431  0.6496  0.5671
+//     0.4304  0.6298  0.5510
+//     0.4671  0.5910  0.5266
+//     0.4177  0.6503  0.5645
 #include <cstdint>
 #include <cstdio>
 #include <utility>

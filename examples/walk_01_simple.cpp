@@ -1,4 +1,30 @@
 // Simple self-attention: scores, weights, context, without anything to train.
+//
+// Prints:
+//   scores of journey [1, 6]
+//     0.9544  1.4950  1.4754  0.8434  0.7070  1.0865
+//   divided by their sum [1, 6]
+//     0.1455  0.2278  0.2249  0.1285  0.1077  0.1656
+//   weights of journey [1, 6]
+//     0.1385  0.2379  0.2333  0.1240  0.1082  0.1581
+//   context [6, 3]
+//     0.4421  0.5931  0.5790
+//     0.4419  0.6515  0.5683
+//     0.4431  0.6496  0.5671
+//     0.4304  0.6298  0.5510
+//     0.4671  0.5910  0.5266
+//     0.4177  0.6503  0.5645
+//   context of starts [3]
+//     0.4431  0.6496  0.5671
+//   loops and matrix products are equal: yes
+//   naive softmax [3]
+//        nan     nan     nan
+//   stable softmax [3]
+//     0.0000  1.0000  0.0000
+//   plain sum [3]
+//    -0.6667  0.3333  1.3333
+//   softmax [3]
+//     0.0391  0.1753  0.7856
 #include <cstdio>
 
 #include "qkv/qkv.hpp"

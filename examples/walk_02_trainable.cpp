@@ -1,4 +1,38 @@
 // Self-attention with query, key and value matrices, and what dividing by √d is for.
+//
+// Prints:
+//   raw matrices, context [6, 2]
+//     0.2996  0.8053
+//     0.3061  0.8210
+//     0.3058  0.8203
+//     0.2948  0.7939
+//     0.2927  0.7891
+//     0.2990  0.8040
+//   query of journey [1, 2]
+//     0.4306  1.4551
+//   key of journey [1, 2]
+//     0.4433  1.1419
+//   scores of journey [1, 6]
+//     1.2705  1.8524  1.8111  1.0795  0.5577  1.5440
+//   weights of journey [1, 6]
+//     0.1500  0.2264  0.2199  0.1311  0.0906  0.1820
+//     W_key [3, 2]
+//     W_query [3, 2]
+//     W_value [3, 2]
+//   linear layers, context [6, 2]
+//    -0.0739  0.0713
+//    -0.0748  0.0703
+//    -0.0749  0.0702
+//    -0.0760  0.0685
+//    -0.0763  0.0679
+//    -0.0754  0.0693
+//     W_key.weight [2, 3]
+//     W_query.weight [2, 3]
+//     W_value.weight [2, 3]
+//       d  variance of q·k   largest weight  of q·k/√d
+//       4              4.1             0.54             0.35
+//      64             64.9             0.88             0.37
+//    1024           1011.5             0.97             0.37
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

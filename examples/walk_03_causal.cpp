@@ -1,4 +1,35 @@
 // Causal attention: the future hidden before the softmax, dropout on the weights after it.
+//
+// Prints:
+//   context of a batch [2, 6, 2]
+//    -0.4519  0.2216
+//    -0.5874  0.0058
+//    -0.6300 -0.0632
+//    -0.5675 -0.0843
+//    -0.5526 -0.0981
+//    -0.5299 -0.1081
+//    -0.4519  0.2216
+//    -0.5874  0.0058
+//    -0.6300 -0.0632
+//    -0.5675 -0.0843
+//    -0.5526 -0.0981
+//    -0.5299 -0.1081
+//   softmax over everything [6]
+//     0.1636  0.1749  0.1746  0.1612  0.1605  0.1652
+//     zeroed afterwards, the row sums to 0.3385
+//   -inf before the softmax [1, 6]
+//     0.4833  0.5167  0.0000  0.0000  0.0000  0.0000
+//   dropout 0.5, first row [1, 2]
+//    -0.9038  0.4432
+//   after eval() dropout is idle: yes
+//   dropout 0.5 of ones [6, 6]
+//     2.0000  2.0000  0.0000  2.0000  2.0000  0.0000
+//     0.0000  0.0000  0.0000  2.0000  0.0000  2.0000
+//     2.0000  2.0000  2.0000  2.0000  0.0000  2.0000
+//     0.0000  2.0000  2.0000  0.0000  0.0000  2.0000
+//     0.0000  2.0000  0.0000  2.0000  0.0000  2.0000
+//     0.0000  2.0000  2.0000  2.0000  2.0000  0.0000
+//   mean of a million ones after dropout 0.1: 1.000
 #include <cstdint>
 #include <cstdio>
 #include <numeric>

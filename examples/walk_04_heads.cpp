@@ -1,4 +1,50 @@
 // Many heads: single heads side by side, then one projection that is split, and that both are the same thing.
+//
+// Prints:
+//   wrapper [6, 4]
+//    -0.4519  0.2216  0.4772  0.1063
+//    -0.5874  0.0058  0.5891  0.3257
+//    -0.6300 -0.0632  0.6202  0.3860
+//    -0.5675 -0.0843  0.5478  0.3589
+//    -0.5526 -0.0981  0.5321  0.3428
+//    -0.5299 -0.1081  0.5077  0.3493
+//   multi-head [6, 2]
+//     0.3190  0.4858
+//     0.2943  0.3897
+//     0.2856  0.3593
+//     0.2693  0.3873
+//     0.2639  0.3928
+//     0.2575  0.4028
+//   queries, a block of rows a head [2, 6, 1]
+//    -0.3536
+//    -0.3021
+//    -0.3015
+//    -0.1353
+//    -0.2052
+//    -0.1542
+//     0.3965
+//    -0.0289
+//    -0.0232
+//    -0.0978
+//     0.0870
+//    -0.1499
+//     W_key.weight [2, 3]
+//     W_query.weight [2, 3]
+//     W_value.weight [2, 3]
+//     mask [6, 6]
+//     out_proj.bias [2]
+//     out_proj.weight [2, 2]
+//   the wrapper of the pieces gives the same context: yes
+//   view, then transpose [2, 2, 2]
+//     0.0000  1.0000
+//    10.0000 11.0000
+//     2.0000  3.0000
+//    12.0000 13.0000
+//   view at once: head 0 is token 0, head 1 is token 1 [2, 2, 2]
+//     0.0000  1.0000
+//     2.0000  3.0000
+//    10.0000 11.0000
+//    12.0000 13.0000
 #include <algorithm>
 #include <cmath>
 #include <cstdint>

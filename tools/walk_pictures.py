@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Five stops of matplotlib's viridis (van der Walt & Smith 2015, CC0): readable without colour vision and in grey.
 VIRIDIS = [(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)]
 INK, FAINT, PAPER, EDGE, HIDDEN = "#1a1a1a", "#5a5a5a", "#ffffff", "#c8c8c8", "#ececec"
-CELL_HEIGHT, CELL_WIDTH, LETTER, MARGIN, GAP = 24, 52, 7.3, 20, 34
+CELL_HEIGHT, CELL_WIDTH, LETTER, MARGIN, GAP = 24, 56, 7.3, 20, 34
 
 
 def viridis(share):
@@ -42,9 +42,13 @@ def number(value):
 
 
 class Panel:
-    """One matrix as a heat-map: a number in every cell, labels, the followed row outlined, a colour bar."""
+    """One matrix as a heat-map: a number in every cell, labels, the followed row outlined, a colour bar.
 
-    def __init__(self, title, rows, columns, matrix, followed=None, from_zero=False):
+    Cells that are "-inf" in `masked` are grey: the mask hid them, so that they were never in play.
+    """
+
+    def __init__(self, title, rows, columns, matrix, followed=None, from_zero=False, masked=None):
+        self.masked = masked or matrix
         self.title, self.rows, self.columns, self.matrix, self.followed = title, rows, columns, matrix, followed
         finite = [value for row in matrix for value in row if value != "-inf"]
         self.low, self.high = (0.0 if from_zero else min(finite)), max(finite)
@@ -53,9 +57,9 @@ class Panel:
         self.width = max(self.left + self.cell * len(matrix[0]), len(title) * LETTER)
         self.height = 44 + CELL_HEIGHT * len(matrix) + 40
 
-    def draw_cell(self, x, y, value):
-        if value == "-inf":
-            fill, ink, shown = HIDDEN, FAINT, "−∞"
+    def draw_cell(self, x, y, value, hidden):
+        if hidden:
+            fill, ink, shown = HIDDEN, FAINT, "−∞" if value == "-inf" else "0"
         else:
             rgb = viridis((value - self.low) / (self.high - self.low) if self.high > self.low else 0.5)
             fill, ink, shown = hex_colour(rgb), ink_on(rgb), number(value)
@@ -79,7 +83,7 @@ class Panel:
                 bold = "bold" if i == self.followed else "normal"
                 parts.append(text(grid_x - 8, row_y + 16, self.rows[i], "end", weight=bold))
             for j, value in enumerate(row):
-                parts += self.draw_cell(grid_x + j * self.cell, row_y, value)
+                parts += self.draw_cell(grid_x + j * self.cell, row_y, value, self.masked[i][j] == "-inf")
         if self.followed is not None:
             parts.append(f'<rect x="{grid_x - 1.5:.1f}" y="{grid_y + self.followed * CELL_HEIGHT - 1.5:.1f}"'
                          f' width="{self.cell * len(self.matrix[0]) + 2:.1f}" height="{CELL_HEIGHT + 2}" fill="none"'
@@ -182,7 +186,9 @@ def trainable(explain):
 def causal(explain):
     stage = explain("--stage", "causal", "--train", "--dropout", "0.5")
     tokens, followed = stage["tokens"], stage["query"]["index"] - 1
-    square = lambda title, name, from_zero: Panel(title, tokens, tokens, matrix(stage, name), followed, from_zero)
+    masked = matrix(stage, "masked")
+    square = lambda title, name, from_zero: Panel(title, tokens, tokens, matrix(stage, name), followed, from_zero,
+                                                  masked if from_zero else None)
     return heat_maps("Scaled scores, the same masked, weights, and weights after dropout.", [
         [square("scaled = QKᵀ/√2", "scaled", False), square("masked: −∞ above the diagonal", "masked", False)],
         [square("weights = softmax(masked)", "weights", True),
@@ -194,8 +200,8 @@ def heads(explain):
     stage = explain("--stage", "multi-head")
     tokens, followed = stage["tokens"], stage["query"]["index"] - 1
     return heat_maps("Weights of two heads, their joined context, and the output.", [
-        [Panel(f"weights of head {head + 1}", tokens, tokens, matrix(stage, "weights", head), followed, True)
-         for head in range(2)],
+        [Panel(f"weights of head {head + 1}", tokens, tokens, matrix(stage, "weights", head), followed, True,
+               matrix(stage, "masked", head)) for head in range(2)],
         [Panel("context: heads joined", tokens, ["head 1", "head 2"], matrix(stage, "context"), followed),
          Panel("output = context out_projᵀ + bias", tokens, ["1", "2"], matrix(stage, "output"), followed)],
     ], "seed 123, d_out 2, 2 heads of width 1; row = query, column = key; outlined: the query journey")
