@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import subprocess
 import sys
 
 import pytest
@@ -83,13 +82,3 @@ def test_links_lead_somewhere():
     for path in walk_refresh.documents():
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (path.parent / target).exists(), f"{name_of(path)}: {target}"
-
-
-@pytest.mark.parametrize("path", [path for path in WALKS if path.name[:2] != "00"], ids=name_of)
-def test_pytorch_listings_print_what_they_say(path):
-    pytest.importorskip("torch", reason="the PyTorch listings need torch")
-    # The listings of one text build on each other, and each ends in comments that say what it prints.
-    source = "".join(text for _, kind, text in split(path)[0] if kind == "python")
-    said = re.findall(r"^# -> (.*)$", source, re.MULTILINE)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert said and done.stdout.splitlines() == said
