@@ -149,7 +149,7 @@ def why_attention(explain):
     tokens, x = stage["tokens"], matrix(stage, "inputs")
     mean = [sum(column) / len(x) for column in zip(*x)]
     vector = lambda values: " ".join(number(value) for value in values)
-    followed = stage["query"]["index"] - 1
+    followed = stage["query"]["index"]
     parts = fan(MARGIN, tokens, [1 / len(x)] * len(x), vector(mean), "one fixed vector for everybody")
     parts += fan(MARGIN + 500, tokens, matrix(stage, "weights")[followed], vector(matrix(stage, "context")[followed]),
                  "attention: a vector for the query journey")
@@ -159,7 +159,7 @@ def why_attention(explain):
 
 def simple(explain):
     stage = explain("--stage", "simple")
-    tokens, followed = stage["tokens"], stage["query"]["index"] - 1
+    tokens, followed = stage["tokens"], stage["query"]["index"]
     dims = ["1", "2", "3"]
     return heat_maps("Inputs, scores, weights and context of simple self-attention.", [
         [Panel("inputs X [6,3]", tokens, dims, matrix(stage, "inputs"), followed),
@@ -171,7 +171,7 @@ def simple(explain):
 
 def trainable(explain):
     stage = explain("--stage", "self", "--init", "uniform")
-    tokens, followed = stage["tokens"], stage["query"]["index"] - 1
+    tokens, followed = stage["tokens"], stage["query"]["index"]
     dims = ["1", "2"]
     return heat_maps("Queries, keys, values, scaled scores, weights and context of self-attention.", [
         [Panel("queries [6,2]", tokens, dims, matrix(stage, "queries"), followed),
@@ -185,7 +185,7 @@ def trainable(explain):
 
 def causal(explain):
     stage = explain("--stage", "causal", "--train", "--dropout", "0.5")
-    tokens, followed = stage["tokens"], stage["query"]["index"] - 1
+    tokens, followed = stage["tokens"], stage["query"]["index"]
     masked = matrix(stage, "masked")
     square = lambda title, name, from_zero: Panel(title, tokens, tokens, matrix(stage, name), followed, from_zero,
                                                   masked if from_zero else None)
@@ -198,7 +198,7 @@ def causal(explain):
 
 def heads(explain):
     stage = explain("--stage", "multi-head")
-    tokens, followed = stage["tokens"], stage["query"]["index"] - 1
+    tokens, followed = stage["tokens"], stage["query"]["index"]
     return heat_maps("Weights of two heads, their joined context, and the output.", [
         [Panel(f"weights of head {head + 1}", tokens, tokens, matrix(stage, "weights", head), followed, True,
                matrix(stage, "masked", head)) for head in range(2)],
@@ -209,7 +209,7 @@ def heads(explain):
 
 def cross(explain):
     stage = explain("--stage", "cross")
-    tokens, source, followed = stage["tokens"], stage["source_tokens"], stage["query"]["index"] - 1
+    tokens, source, followed = stage["tokens"], stage["source_tokens"], stage["query"]["index"]
     return heat_maps("Weights of two heads of cross-attention: English queries, German keys.", [
         [Panel(f"weights of head {head + 1} [7,8]", tokens, source, matrix(stage, "weights", head), followed, True)]
         for head in range(2)

@@ -1,7 +1,9 @@
 """The texts of docs/: every listing, every number and every picture is what the programs make today."""
 
+import json
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -53,7 +55,7 @@ def test_every_block_is_of_a_kind_that_is_checked(path):
 def test_numbers_of_the_prose_stand_in_a_checked_block(path):
     blocks, prose = split(path)
     checked = "".join(text for _, kind, text in blocks if kind in ("cpp", "console"))
-    loose = prose + "".join(text for _, kind, text in blocks if kind == "text")
+    loose = re.sub(r"https://\S+", "", prose) + "".join(text for _, kind, text in blocks if kind == "text")
     known = set(re.findall(r"\d+\.\d+", checked))
     for number in re.findall(r"\d+\.\d{3,}", loose):
         assert number in known, f"{number} is in no listing or console block of this text"
@@ -78,7 +80,62 @@ def test_pictures_are_what_the_program_makes(program_dir, tmp_path):
     assert shown == set(committed)
 
 
+def anchors(path):
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_lead_somewhere():
     for path in walk_refresh.documents():
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-            assert target.startswith("https://") or (path.parent / target).exists(), f"{name_of(path)}: {target}"
+        for target, anchor in re.findall(r"\]\(([^)#\s]+)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                found = path.parent / target
+                assert found.exists(), f"{name_of(path)}: {target}"
+                assert not anchor or anchor in anchors(found), f"{name_of(path)}: {target}#{anchor}"
+
+
+def test_every_option_is_documented(program_dir):
+    shown = subprocess.run([program_dir / "qkv", "explain", "--help"], capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"^ +((?:--?[a-z-]+,?)+)", shown, re.MULTILINE))
+    names = {name for option in options for name in option.split(",")}
+    assert len(names) > 20
+    document = (ROOT / "docs/explain.md").read_text(encoding="utf-8")
+    assert sorted(name for name in names if f"`{name}`" not in document and f"`{name} " not in document) == []
+
+
+def documented_tensors(stage, sizes, conditions):
+    """Name and shape of a stage's tensors by the table of docs/explain.md; `conditions` are the notes that hold."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")]
+            for line in (ROOT / "docs/explain.md").read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    header = next(index for index, row in enumerate(rows) if row[0] == "tensor")
+    column = rows[header].index(stage)
+    tensors = {}
+    for row in rows[header + 1:]:
+        name = re.match(r"`(\S+)`(?: \((\d)\))?$", row[0])
+        if name is None:
+            break
+        if row[column] != "–" and (name[2] is None or int(name[2]) in conditions):
+            letters = row[column].strip("[]").split(", ")
+            tensors[name[1]] = [sizes[letter] for letter in letters]
+    return tensors
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["plain", "bias and dropout"])
+@pytest.mark.parametrize("stage", ["simple", "self uniform", "self linear", "causal", "wrapper", "multi-head", "cross"])
+def test_tensors_are_the_documented_ones(stage, everything, program_dir, tmp_path):
+    sizes = {"T": 5, "Tk": 4, "H": 2, "d_in": 3, "d_source": 7, "d_out": 10, "head_dim": 5, "H · d_out": 20}
+    (tmp_path / "source.csv").write_text("1,2,3,4,5,6,7\n" * sizes["Tk"], encoding="utf-8")
+    name, _, init = stage.partition(" ")
+    options = ["--stage", name, "--tokens", "5", "--dim", "3"]
+    options += ["--init", init] if init else []
+    options += ["--d-out", "10"] if name != "simple" else []
+    options += ["--heads", "2"] if name in ("wrapper", "multi-head", "cross") else []
+    options += ["--source-embeddings", str(tmp_path / "source.csv")] if name == "cross" else []
+    if everything:
+        options += ["--qkv-bias"] if stage not in ("simple", "self uniform") else []
+        options += ["--train", "--dropout", "0.5"] if name not in ("simple", "self") else []
+    done = subprocess.run([program_dir / "qkv", "explain", "--json", *options], capture_output=True, check=True)
+    tensors = json.loads(done.stdout)["stages"][0]["tensors"]
+    documented = documented_tensors(stage, sizes, {1, 2} if everything else set())
+    assert {name: tensor["shape"] for name, tensor in tensors.items()} == documented
