@@ -108,15 +108,9 @@ void attention(ConstTensorView q, ConstTensorView k, ConstTensorView v, TensorVi
 
 /// What backward needs from forward. All of the shapes that forward had.
 struct AttentionSaved {
-<<<<<<< HEAD
     ConstTensorView lse = {};                 ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
     bool lse_counts_sinks = true;             ///< as it was in forward's extras
     std::optional<ConstTensorView> out = {};  ///< forward's context [B, Hq, Tq, Dv]; needed when delta is not given
-=======
-    ConstTensorView lse;                 ///< from forward, or merged from several partial calls: [B, Hq, Tq, 1]
-    bool lse_counts_sinks = true;        ///< as it was in forward's extras
-    std::optional<ConstTensorView> out;  ///< forward's context [B, Hq, Tq, Dv]; needed when delta is not given
->>>>>>> attention
     /// Σ over Dv of d_out · out, per row, f32 (f64 with f64 queries), [B, Hq, Tq, 1].
     std::optional<ConstTensorView> delta = {};
 };
