@@ -51,9 +51,7 @@ const std::vector<std::string> kAB{"a", "b"};
 
 TEST(EmbeddingsCsv, NumbersAlone) {
     for (const char* text :
-         {"1,2,3\n4,5,6\n", "1,2,3\n4,5,6", "1,2,3\r\n4,5,6\r\n",
-          "\xEF\xBB\xBF"
-          "1,2,3\n4,5,6\n\n\r\n\n",
+         {"1,2,3\n4,5,6\n", "1,2,3\n4,5,6", "1,2,3\r\n4,5,6\r\n", "\xEF\xBB\xBF\x31,2,3\n4,5,6\n\n\r\n\n",
           "1, 2 ,\t3\n 4,5,6 \n", "\"1\",\"2\",\"3\"\n\"4\",\"5\",\"6\"\n", "1.0,2e0,.3e1\n4.,0.5E+1,600e-2"}) {
         const Embeddings embeddings = read(".csv", text);
         EXPECT_EQ(embeddings.vectors, kMatrix) << text;
@@ -215,10 +213,7 @@ TEST(EmbeddingsCsv, AttacksAreRefusedWithTheirPlace) {
         {".csv", concat(std::string(kMaxLabelBytes + 1, 'x'), ",1\n"), "1025 bytes long; expected at most 1024"},
         {".csv", "\"\",1\n", "empty label"},
         {".csv", "\"a\nb\",1\nc,x\n", "line 3, column 2: \"x\" is not a number"},
-        {".csv",
-         "\xFF\xFE"
-         "1\0,\0",
-         "not UTF-8"},
+        {".csv", std::string("\xFF\xFE\x31\0,\0", 6), "not UTF-8"},
     });
 }
 
@@ -444,7 +439,7 @@ TEST(EmbeddingsMutation, IsReadOrRefusedAndNothingElse) {
     const std::vector<std::string> json{"[[1,2],[3,4.5]]",
                                         R"({"tokens":["a","\u00e9"],"embeddings":[[1,2],[-3,4e2]]})"};
     const std::vector<std::string> npys{npy(dictionary("<f4", "(2, 3)"), bytes_of<float>({1, 2, 3, 4, 5, 6})),
-                                        npy(dictionary("<i2", "(1, 2)", "True"), "\1\0\2\0", '\3')};
+                                        npy(dictionary("<i2", "(1, 2)", "True"), std::string("\1\0\2\0", 4), '\3')};
     int accepted = 0;
     for (int input = 0; input < kInputs; ++input) {
         const auto run = [&](const std::vector<std::string>& seeds, const auto& parse) {

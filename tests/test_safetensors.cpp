@@ -162,8 +162,8 @@ TEST(SafetensorsFile, WhatIsNoFileIsRefused) {
     EXPECT_ERROR(read_safetensors<float>(directory / "missing" / "file"), ErrorCode::io, "No such file");
     EXPECT_ERROR(read_safetensors<float>(std::filesystem::path("")), ErrorCode::io, "No such file");
     if (::geteuid() != 0) {  // root may read everything
-        directory.write("secret", "x");
-        std::filesystem::permissions(directory / "secret", std::filesystem::perms::none);
+        const auto secret = directory.write("secret", "x");
+        std::filesystem::permissions(secret, std::filesystem::perms::none);
         EXPECT_ERROR(read("secret"), ErrorCode::io, "Permission denied");
     }
 }

@@ -63,7 +63,7 @@ TEST(SafetensorsHeader, AcceptsTheEdges) {
 TEST(SafetensorsHeader, KnowsTheSizeOfEveryType) {
     struct Type {
         const char* name;
-        int bytes;
+        std::size_t bytes;
     };
     for (const Type& type : {Type{"BOOL", 1},
                              {"U8", 1},
@@ -84,7 +84,7 @@ TEST(SafetensorsHeader, KnowsTheSizeOfEveryType) {
                              {"F8_E4M3FNUZ", 1}}) {
         const std::string fields = std::string(R"("dtype":")") + type.name + R"(","shape":[3],"data_offsets":[0,)" +
                                    std::to_string(3 * type.bytes) + "]";
-        const SafetensorsHeader header = parse(one(fields, static_cast<std::size_t>(3 * type.bytes)));
+        const SafetensorsHeader header = parse(one(fields, 3 * type.bytes));
         EXPECT_EQ(to_string(header.tensors[0].dtype), type.name);
     }
 }

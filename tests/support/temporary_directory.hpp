@@ -32,7 +32,7 @@ public:
     [[nodiscard]] std::filesystem::path operator/(std::string_view name) const { return path_ / name; }
     [[nodiscard]] const std::filesystem::path& path() const { return path_; }
 
-    std::filesystem::path write(std::string_view name, std::string_view content) const {
+    [[nodiscard]] std::filesystem::path write(std::string_view name, std::string_view content) const {
         std::ofstream file(path_ / name, std::ios::binary);
         file << content;
         file.close();

@@ -26,7 +26,7 @@ int main(int argument_count, char** arguments) {
             std::ranges::replace(message, '\n', ' ');
             std::cout << (error.code() == qkv::ErrorCode::unsupported ? "unsupported\t" : "error\t") << message;
         }
-        std::cout << std::endl;
+        std::cout << '\n' << std::flush;
     }
     return 0;
 }
