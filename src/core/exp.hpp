@@ -23,7 +23,7 @@ inline ExpParts exp_parts(float x) noexcept {
     constexpr float kLn2Low = -2.12194440e-4F;
     const float n = (x * 1.44269504F + kRound) - kRound;
     const float r = (x - n * kLn2High) - n * kLn2Low;
-    // (exp(r) − 1 − r) / r² on |r| <= 0.3466: minimax of degree 4 (relative error of exp 2^-29).
+    // (exp(r) − 1 − r) / r² on |r| <= 0.3466: degree 5, the coefficients of Cephes (Moshier 1992).
     float q = 1.9875691500e-4F;
     q = q * r + 1.3981999507e-3F;
     q = q * r + 8.3334519073e-3F;

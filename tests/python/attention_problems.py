@@ -85,7 +85,7 @@ def answer_shapes(p):
 
 def answer(p, dtype):
     """PyTorch's results by the plain formula in `dtype`, gradients by autograd; rows without keys are 0."""
-    leaves = {n: p[n].to(dtype).requires_grad_() for n in ("q", "k", "v", "bias", "sinks") if p[n] is not None}
+    leaves = {n: p[n].clone().to(dtype).requires_grad_() for n in ("q", "k", "v", "bias", "sinks") if p[n] is not None}
     group = p["heads"] // p["kv_heads"]
     k = leaves["k"].repeat_interleave(group, 1)
     v = leaves["v"].repeat_interleave(group, 1)

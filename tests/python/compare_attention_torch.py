@@ -5,7 +5,7 @@
 
 Error rule: infinities in the same places, and error <= 2 x that of PyTorch's plain formula in the same precision, plus a
 floor: two roundings of the largest value for out and lse; for gradients four roundings of the largest product of their
-factors, because they are differences of larger numbers. Exits with 1 at the first problem that breaks it.
+factors, because they are differences of larger numbers. For float64, 1e-13 takes the rounding's place. Exits with 1 at the first problem that breaks it.
 """
 import argparse
 import subprocess
@@ -18,6 +18,8 @@ from attention_problems import DTYPES, GRADIENTS, answer, answer_shapes, encode,
 
 def floor_of(name, problem, expected):
     epsilon = torch.finfo(DTYPES[problem["dtype"]][1]).eps / 2
+    if problem["dtype"] == "f64":
+        epsilon = 1e-13  # the reference is in float64 itself and no more exact than what it judges
     finite = expected[torch.isfinite(expected)].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
     if name not in GRADIENTS:
