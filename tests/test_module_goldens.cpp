@@ -301,7 +301,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
     if (!inputs.second.empty()) {
         drawn.push_back(&inputs.second);
     }
-    EXPECT_EQ(fnv1a(drawn), golden.at("inputs_digest"));
+    EXPECT_EQ(fnv1a(drawn), golden.at("inputs_digest").get<std::string>());
 
     AnyModule<float> module(golden, generator);
     const StateDict<float> stored = stored_state(name);
@@ -311,7 +311,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
         std::vector<const Tensor*> parameters;
         module.module().visit_parameters(
             [&](const std::string& /*name*/, Tensor& tensor) { parameters.push_back(&tensor); });
-        EXPECT_EQ(fnv1a(parameters), golden.at("parameters_digest"));
+        EXPECT_EQ(fnv1a(parameters), golden.at("parameters_digest").get<std::string>());
     }
     if (golden.contains("dropout_seed")) {
         generator.manual_seed(golden.at("dropout_seed").get<std::uint64_t>());
