@@ -9,6 +9,8 @@ write_basic_package_version_file(qkv-config-version.cmake COMPATIBILITY SameMino
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/qkv-config.cmake" "${CMAKE_CURRENT_BINARY_DIR}/qkv-config-version.cmake"
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/qkv)
 
+# From the .pc file up to the prefix, so that an installed tree may be moved.
+file(RELATIVE_PATH QKV_PC_TO_PREFIX "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file(cmake/qkv.pc.in qkv.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/qkv.pc" DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 

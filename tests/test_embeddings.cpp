@@ -365,6 +365,15 @@ TEST(Numbers, RoundOnceAndUnderflowToZero) {
     EXPECT_EQ(parse_float("3.4028234e38").value, 3.4028234e38F);
 }
 
+TEST(Numbers, MagnitudeIsThatOfDigitsAndExponentTogether) {
+    const std::string zeros(60, '0');
+    EXPECT_NE(parse_float(concat("1", zeros, "e-10")).problem, nullptr);
+    EXPECT_EQ(parse_float(concat("1", zeros, "e-61")).value, 0.1F);
+    EXPECT_EQ(parse_float(concat("0.", zeros, "1e5")).problem, nullptr);
+    EXPECT_EQ(parse_float(concat("0.", zeros, "1e5")).value, 0.0F);
+    EXPECT_NE(parse_float(concat("0.", zeros, "1e105")).problem, nullptr);
+}
+
 TEST(Numbers, DoNotDependOnTheLocale) {
     const std::string previous = std::setlocale(LC_ALL, nullptr);
     bool changed = false;

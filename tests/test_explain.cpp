@@ -283,7 +283,7 @@ TEST(Json, NamesOfTensorsInOrder) {
                             "masked", "weights", "context", "out_proj.weight", "out_proj.bias", "output"));
     EXPECT_THAT(names(only({.qkv_bias = true, .dropout = 0.5, .train = true}, Stage::causal)),
                 ElementsAre("inputs", "W_query", "W_query.bias", "W_key", "W_key.bias", "W_value", "W_value.bias",
-                            "queries", "keys", "values", "scores", "scaled", "masked", "weights", "dropout_scale",
+                            "queries", "keys", "values", "scores", "scaled", "masked", "weights", "dropout_mask",
                             "dropped_weights", "context"));
 }
 

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
@@ -18,7 +20,7 @@ struct Typed {
     std::optional<std::string> text, example, stage, query, tokens, dim, embeddings;
     std::optional<std::string> source, source_embeddings;
     std::optional<std::string> weights, init, d_out, heads, context_length, seed;
-    std::optional<std::string> dropout, normalise, digits, colour;
+    std::optional<std::string> dropout, normalise, digits, colour, html;
     bool train = false, qkv_bias = false, full = false, json = false;
 };
 
@@ -72,13 +74,45 @@ explain::Request request_from(const Typed& typed) {
     return request;
 }
 
+/// Each form of output has its own options; one that it does not read would do nothing.
+void check_one_form(const Typed& typed) {
+    if (typed.json && typed.html) {
+        throw Error(ErrorCode::invalid_argument, "--json and --html are two forms of output; choose one");
+    }
+    const char* form = typed.json ? "--json" : typed.html ? "--html" : nullptr;
+    if (form != nullptr && (typed.digits || typed.colour || typed.full)) {
+        throw Error(ErrorCode::invalid_argument,
+                    fmt::format("{} shapes the screens; {} always holds every digit of every matrix",
+                                typed.digits   ? "--digits"
+                                : typed.colour ? "--color"
+                                               : "--full",
+                                form));
+    }
+}
+
+void write_page(explain::Request request, const std::string& path) {
+    request.shown_tokens = explain::kMaxPageTokens;
+    const explain::Report report = explain::run(request);
+    const std::uint64_t bytes = explain::write_html(report, path);
+    const auto shown = static_cast<std::int64_t>(report.tokens.size());
+    fmt::print(
+        stderr, "Wrote {} ({} kB{}). Open it in a browser; it needs no network.\n", explain::printable(path),
+        (bytes + 999) / 1000,
+        shown < report.given_tokens ? fmt::format(", the first {} of {} tokens", shown, report.given_tokens) : "");
+}
+
 void run_explain(const Typed& typed) {
+    check_one_form(typed);
     explain::TextStyle style;
     style.digits = static_cast<int>(whole_number("--digits", typed.digits, 1, kMostDigits).value_or(kDigits));
     style.digits_fixed = typed.digits.has_value();
     style.full = typed.full;
     constexpr std::array kWhen{When::automatic, When::always, When::never};
     const When when = kWhen.at(choice("--color", typed.colour.value_or("auto"), {"auto", "always", "never"}));
+    if (typed.html) {
+        write_page(request_from(typed), *typed.html);
+        return;
+    }
     const explain::Report report = explain::run(request_from(typed));
     if (typed.json) {
         explain::write_json(report, write_output);
@@ -148,6 +182,7 @@ void add_explain_command(CLI::App& program) {
     option("--digits", typed->digits, "Digits after the point (default 4)", "N")->group("Options");
     flag("--full", typed->full, "Every matrix, every row")->group("Options");
     flag("--json", typed->json, "One JSON document instead of screens")->group("Options");
+    option("--html", typed->html, "A page to play with, in one file, instead of screens", "FILE")->group("Options");
     option("--color,--colour", typed->colour, "auto (default), always or never", "WHEN")->group("Options");
 
     command->footer(
@@ -158,6 +193,7 @@ void add_explain_command(CLI::App& program) {
         "  qkv explain \"the cat sat on the mat\" --query cat --stage multi-head --dim 8 --heads 4\n"
         "  qkv explain --example translate --stage cross\n"
         "  qkv explain --tokens 10 --dim 4 --stage self --init uniform --seed 1 --full\n"
+        "  qkv explain --html attention.html              the same as a page to play with\n"
         "  qkv explain --embeddings words.csv --weights mha.safetensors --stage multi-head --json");
     command->callback([typed] { run_explain(*typed); });
 }

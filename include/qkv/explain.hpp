@@ -58,6 +58,9 @@ struct Request {
     double dropout = 0.0;
     bool train = false;
     nn::Normalise normalise = nn::Normalise::softmax;
+
+    /// Sequences longer than this are cut to their first tokens, and the report says so.
+    std::optional<std::int64_t> shown_tokens = {};
 };
 
 /// One stage, run.
@@ -84,6 +87,7 @@ struct StageReport {
 
 struct Report {
     std::vector<std::string> tokens;
+    std::int64_t given_tokens = 0;  ///< how many there were before the sentence was cut
     std::vector<StageReport> stages;
 };
 
@@ -107,6 +111,13 @@ struct Report {
 
 /// Writes one strict JSON document (docs/explain.md), piece by piece.
 void write_json(const Report& report, const std::function<void(std::string_view)>& write);
+
+/// The most tokens that a page holds: 512² weights still open in a moment.
+inline constexpr std::int64_t kMaxPageTokens = 512;
+
+/// Writes the report as one self-contained page to play with (viewer/schema.md), whole or not at all, and returns its
+/// size in bytes. Throws Error(io) when it cannot be written.
+std::uint64_t write_html(const Report& report, const std::filesystem::path& path);
 
 enum class Colour : std::uint8_t { none, palette_256, true_colour };
 

@@ -1,6 +1,7 @@
 // Everything of qkv.
 #pragma once
 
+#include "qkv/attention.hpp"
 #include "qkv/error.hpp"
 #include "qkv/io.hpp"
 #include "qkv/nn.hpp"

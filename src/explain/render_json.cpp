@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "core/check.hpp"
 #include "qkv/explain.hpp"
 
 namespace qkv::explain {
@@ -46,6 +47,11 @@ std::string_view normalise_name(nn::Normalise how) {
     return kNames[static_cast<std::size_t>(how)];
 }
 
+/// Counted from 0, as the rows of the tensors are.
+nlohmann::ordered_json query_of(const StageReport& stage) {
+    return {{"index", stage.query}, {"token", stage.tokens[static_cast<std::size_t>(stage.query)]}};
+}
+
 std::string stage_head(const StageReport& stage) {
     nlohmann::ordered_json head;
     head["stage"] = stage_name(stage.stage);
@@ -67,7 +73,7 @@ std::string stage_head(const StageReport& stage) {
     if (stage.stage == Stage::cross) {
         head["source_tokens"] = stage.source_tokens;
     }
-    head["query"] = {{"index", stage.query + 1}, {"token", stage.tokens[static_cast<std::size_t>(stage.query)]}};
+    head["query"] = query_of(stage);
     head["remarks"] = stage.remarks;
     return head.dump();
 }
@@ -75,12 +81,18 @@ std::string stage_head(const StageReport& stage) {
 }  // namespace
 
 void write_json(const Report& report, const std::function<void(std::string_view)>& write) {
-    write(R"({"version":1,"tokens":)" + quoted_list(report.tokens) + R"(,"stages":[)");
+    std::string head = R"({"version":1,"tokens":)" + quoted_list(report.tokens);
+    if (const auto shown = static_cast<std::int64_t>(report.tokens.size()); shown < report.given_tokens) {
+        head += concat(R"(,"elided":{"tokens":)", report.given_tokens, R"(,"shown":)", shown, "}");
+    }
+    // The main sentence's query; cross-attention may ask with another sentence and then has its own.
+    head += R"(,"query":)" + query_of(report.stages.front()).dump();
+    write(head + R"(,"stages":[)");
     bool first_stage = true;
     for (const StageReport& stage : report.stages) {
-        std::string head = stage_head(stage);
-        head.pop_back();  // the closing brace: the tensors follow
-        write((first_stage ? "" : ",") + head + R"(,"tensors":{)");
+        std::string members = stage_head(stage);
+        members.pop_back();  // the closing brace: the tensors follow
+        write((first_stage ? "" : ",") + members + R"(,"tensors":{)");
         first_stage = false;
         bool first_tensor = true;
         for (const auto& [name, tensor] : stage.tensors.entries()) {

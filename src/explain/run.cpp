@@ -186,6 +186,19 @@ void run_stage(const Run& run, const Request& request, const Sequence& sequence,
     }
 }
 
+/// Keeps the first `most` tokens: they are then the whole sentence, so its numbers are those of the shorter one.
+void cut(Sequence& sequence, const std::optional<std::int64_t>& most) {
+    const auto count = static_cast<std::int64_t>(sequence.tokens.size());
+    if (!most || count <= *most) {
+        return;
+    }
+    const std::int64_t width = sequence.vectors.size(1);
+    const std::span<const float> kept = sequence.vectors.values().first(static_cast<std::size_t>(*most * width));
+    sequence.vectors = Tensor({*most, width}, std::vector<float>(kept.begin(), kept.end()));
+    sequence.tokens.resize(static_cast<std::size_t>(*most));
+    sequence.remarks.push_back(concat("Cut to the first ", *most, " of ", count, " tokens."));
+}
+
 }  // namespace
 
 const std::vector<Stage>& all_stages() {
@@ -213,14 +226,16 @@ Report run(const Request& request) {
     const std::uint64_t seed = request.seed.value_or(only_linear_self ? kLinearSelfSeed : kSeed);
     Generator generator(seed);
     const Generator fresh = generator;
-    const Sequence sentence = main_sequence(request, generator);
+    Sequence sentence = main_sequence(request, generator);
+    Report report;
+    report.given_tokens = static_cast<std::int64_t>(sentence.tokens.size());
+    cut(sentence, request.shown_tokens);
     const std::int64_t query = find_query(sentence.tokens, request.query);
     std::optional<ParameterFile> file;
     if (request.weights) {
         file = read_parameters(*request.weights, runs.front().stage);
     }
 
-    Report report;
     report.tokens = sentence.tokens;
     for (const Run& run : runs) {
         StageReport stage;
@@ -253,6 +268,7 @@ Report run(const Request& request) {
                 stage.remarks = asking.remarks;
             }
             source = source_sequence(request, asking.vectors.size(1), at_start);
+            cut(*source, request.shown_tokens);
             stage.source_tokens = source->tokens;
             for (const std::string& remark : source->remarks) {
                 stage.remarks.push_back("Source: " + remark);

@@ -380,7 +380,7 @@ Lines every_matrix(const StageReport& stage, const TextStyle& style, const Ink& 
     Lines lines;
     for (const auto& [name, tensor] : stage.tensors.entries()) {
         const bool square = name == "scores" || name == "scaled" || name == "masked" || name.ends_with("weights") ||
-                            name == "sum_normalised" || name == "dropout_scale";
+                            name == "sum_normalised" || name == "dropout_mask";
         const bool of_source = stage.stage == Stage::cross && (name == "source" || name == "keys" || name == "values");
         const bool of_tokens = square || of_source || name == "inputs" || name == "queries" || name == "keys" ||
                                name == "values" || name == "context" || name == "output";

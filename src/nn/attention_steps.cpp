@@ -33,44 +33,13 @@ void softmax_row(const T* scores, T* weights, std::int64_t n) {
     }
 }
 
-namespace {
-
-/// weights V for one n. A masked key's value is skipped, not multiplied by 0: 0 · NaN would be NaN.
 template <class T>
-void add_weighted_values(const T* weights, const T* values, T* context, std::int64_t key_count, std::int64_t width,
-                         std::vector<T>& gathered_weights, std::vector<T>& gathered_values) {
-    gathered_weights.clear();
-    for (std::int64_t key = 0; key < key_count; ++key) {
-        if (weights[key] != 0) {
-            gathered_weights.push_back(weights[key]);
-        }
-    }
-    const auto kept = static_cast<std::int64_t>(gathered_weights.size());
-    gathered_values.resize(static_cast<std::size_t>(kept * width));  // [width, kept]
-    std::int64_t place = 0;
-    for (std::int64_t key = 0; key < key_count; ++key) {
-        if (weights[key] == 0) {
-            continue;
-        }
-        for (std::int64_t column = 0; column < width; ++column) {
-            gathered_values[static_cast<std::size_t>(column * kept + place)] = values[key * width + column];
-        }
-        ++place;
-    }
-    multiply_transposed(gathered_weights.data(), gathered_values.data(), context, 1, width, kept);
-}
-
-}  // namespace
-
-template <class T>
-AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys,
-                                  const BasicTensor<T>& values, const StepMask& mask, const StepDropout& dropout,
-                                  Generator* generator) {
+AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys, const StepMask& mask,
+                                  const std::vector<std::uint8_t>& keep, double dropout) {
     const std::int64_t n_count = queries.size(0);
     const std::int64_t query_count = queries.size(1);
     const std::int64_t key_count = keys.size(1);
     const std::int64_t head_dim = queries.size(2);
-    const std::int64_t value_dim = values.size(2);
     const std::int64_t square = query_count * key_count;
     const Shape score_shape{n_count, query_count, key_count};
     AttentionSteps<T> steps;
@@ -107,32 +76,16 @@ AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTens
     for (std::int64_t row = 0; row < n_count * query_count; ++row) {
         softmax_row(before_softmax.data() + row * key_count, steps.weights.data() + row * key_count, key_count);
     }
-    const bool drops = dropout.training && dropout.probability > 0;
-    if (drops) {
-        if (generator == nullptr) {
-            fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
-                 " in training needs a Generator in the Pass; give one, or call eval()");
-        }
-        const double keep = 1.0 - dropout.probability;
-        steps.dropout_scale = BasicTensor<T>(score_shape);
-        generator->bernoulli_(steps.dropout_scale->values(), keep);
-        steps.dropped_weights = steps.weights;
+    if (!keep.empty()) {
+        // A kept weight is multiplied by 1/(1−p), as PyTorch multiplies by its noise tensor.
+        const T scale = T{1} / static_cast<T>(1.0 - dropout);
+        steps.dropout_mask = BasicTensor<T>(score_shape);
+        steps.dropped_weights = BasicTensor<T>(score_shape);
         for (std::int64_t i = 0; i < steps.weights.numel(); ++i) {
-            T& scale = steps.dropout_scale->data()[i];
-            scale = scale != 0 ? scale / static_cast<T>(keep) : T{0};
-            steps.dropped_weights->data()[i] *= scale;
+            const bool kept = keep[static_cast<std::size_t>(i)] != 0;
+            steps.dropout_mask->data()[i] = kept ? scale : T{0};
+            steps.dropped_weights->data()[i] = kept ? steps.weights.data()[i] * scale : T{0};
         }
-    }
-
-    // Pass 4: context = weights V
-    const BasicTensor<T>& final_weights = drops ? *steps.dropped_weights : steps.weights;
-    steps.context = BasicTensor<T>({n_count, query_count, value_dim});
-    std::vector<T> gathered_weights;
-    std::vector<T> gathered_values;
-    for (std::int64_t row = 0; row < n_count * query_count; ++row) {
-        add_weighted_values(
-            final_weights.data() + row * key_count, values.data() + row / query_count * key_count * value_dim,
-            steps.context.data() + row * value_dim, key_count, value_dim, gathered_weights, gathered_values);
     }
     return steps;
 }
@@ -144,8 +97,8 @@ void check_dropout(double p) {
 }
 
 void check_heads(std::int64_t d_out, std::int64_t num_heads) {
-    if (num_heads < 1) {
-        fail(ErrorCode::invalid_argument, "num_heads is ", num_heads, "; expected 1 or more");
+    if (num_heads < 1 || d_out < 1) {
+        fail(ErrorCode::invalid_argument, "num_heads is ", num_heads, " and d_out ", d_out, "; expected 1 or more");
     }
     if (d_out % num_heads == 0) {
         return;
@@ -160,6 +113,13 @@ void check_heads(std::int64_t d_out, std::int64_t num_heads) {
     }
     const std::string advice = num_heads > d_out ? concat("try ", d_out) : concat("try ", below, " or ", above);
     fail(ErrorCode::invalid_argument, "d_out ", d_out, " does not divide by ", num_heads, " heads; ", advice);
+}
+
+void check_kv_heads(std::int64_t num_heads, std::int64_t num_kv_heads) {
+    if (num_kv_heads < 1 || num_heads % num_kv_heads != 0) {
+        fail(ErrorCode::invalid_argument, "num_kv_heads is ", num_kv_heads, "; expected a divisor of the ", num_heads,
+             " heads, so that each key head serves as many query heads");
+    }
 }
 
 void check_context_length(std::int64_t tokens, std::int64_t context_length) {
@@ -202,22 +162,6 @@ BasicTensor<T> split_heads(const BasicTensor<T>& x, std::int64_t heads) {
         }
     }
     return split;
-}
-
-template <class T>
-BasicTensor<T> join_heads(const BasicTensor<T>& x, std::int64_t heads) {
-    const std::int64_t batch = x.size(0) / heads;
-    const std::int64_t tokens = x.size(1);
-    const std::int64_t head_dim = x.size(2);
-    BasicTensor<T> joined({batch, tokens, heads * head_dim});
-    for (std::int64_t b = 0; b < batch; ++b) {
-        for (std::int64_t token = 0; token < tokens; ++token) {
-            for (std::int64_t column = 0; column < heads * head_dim; ++column) {
-                joined(b, token, column) = x(b * heads + column / head_dim, token, column % head_dim);
-            }
-        }
-    }
-    return joined;
 }
 
 template <class T>
@@ -291,21 +235,20 @@ void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTra
     }
     trace.record("weights", shown(steps.weights));
     if (steps.dropped_weights) {
-        trace.record("dropout_scale", shown(*steps.dropout_scale));
+        trace.record("dropout_mask", shown(*steps.dropout_mask));
         trace.record("dropped_weights", shown(*steps.dropped_weights));
     }
 }
 
-#define QKV_INSTANTIATE(T)                                                                                          \
-    template void softmax_row(const T*, T*, std::int64_t);                                                          \
-    template AttentionSteps<T> attention_steps(const BasicTensor<T>&, const BasicTensor<T>&, const BasicTensor<T>&, \
-                                               const StepMask&, const StepDropout&, Generator*);                    \
-    template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                           \
-    template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                                    \
-    template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                       \
-    template BasicTensor<T> join_heads(const BasicTensor<T>&, std::int64_t);                                        \
-    template BasicTensor<T> causal_buffer(std::int64_t);                                                            \
-    template StateDict<T> from_torch_multihead(StateDict<T>);                                                       \
+#define QKV_INSTANTIATE(T)                                                                                    \
+    template void softmax_row(const T*, T*, std::int64_t);                                                    \
+    template AttentionSteps<T> attention_steps(const BasicTensor<T>&, const BasicTensor<T>&, const StepMask&, \
+                                               const std::vector<std::uint8_t>&, double);                     \
+    template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                     \
+    template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                              \
+    template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                 \
+    template BasicTensor<T> causal_buffer(std::int64_t);                                                      \
+    template StateDict<T> from_torch_multihead(StateDict<T>);                                                 \
     template void record_steps(const AttentionSteps<T>&, const Shape&, BasicTrace<T>&);
 QKV_INSTANTIATE(float)
 QKV_INSTANTIATE(double)

@@ -10,16 +10,15 @@
 
 namespace qkv::nn {
 
-/// Every matrix on the way from queries and keys to the context. N counts batch × heads.
+/// Every matrix on the way from queries and keys to the weights. N counts batch × heads.
 template <class T>
 struct AttentionSteps {
     BasicTensor<T> scores;                        // [N, Tq, Tk]  Q Kᵀ
     BasicTensor<T> scaled;                        // [N, Tq, Tk]  scores / √head_dim
     std::optional<BasicTensor<T>> masked;         // [N, Tq, Tk]  −∞ where nothing may be attended to; absent: no mask
     BasicTensor<T> weights;                       // [N, Tq, Tk]  softmax of each row
-    std::optional<BasicTensor<T>> dropout_scale;  // [N, Tq, Tk]  0 or 1/(1−p), absent: no dropout
+    std::optional<BasicTensor<T>> dropout_mask;  // [N, Tq, Tk]  0 or 1/(1−p), absent: no dropout
     std::optional<BasicTensor<T>> dropped_weights;
-    BasicTensor<T> context;  // [N, Tq, Dv]  weights V
 };
 
 /// Which keys a query may attend to.
@@ -43,12 +42,12 @@ struct StepDropout {
     bool training = false;
 };
 
-/// queries [N, Tq, D], keys [N, Tk, D], values [N, Tk, Dv]. Throws Error(invalid_argument) when dropout is active and
-/// the pass brings no generator.
+/// queries [N, Tq, D], keys [N, Tk, D]; `keep`, one byte a weight, is dropout's mask, or empty. The context itself
+/// comes from qkv::attention: these passes only show how.
 template <class T>
 [[nodiscard]] AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys,
-                                                const BasicTensor<T>& values, const StepMask& mask,
-                                                const StepDropout& dropout, Generator* generator);
+                                                const StepMask& mask, const std::vector<std::uint8_t>& keep,
+                                                double dropout);
 
 /// Softmax of one row of n scores, in place of none: the row's maximum is subtracted first, so exp never overflows.
 /// A row of −∞ alone becomes zeros.
@@ -59,6 +58,8 @@ void softmax_row(const T* scores, T* weights, std::int64_t n);
 void check_dropout(double p);
 /// Throws Error(invalid_argument), with neighbours that work, unless num_heads divides d_out.
 void check_heads(std::int64_t d_out, std::int64_t num_heads);
+/// Throws Error(invalid_argument) unless num_kv_heads divides num_heads.
+void check_kv_heads(std::int64_t num_heads, std::int64_t num_kv_heads);
 /// Throws Error(out_of_range) when a sequence is longer than the mask that was built for it.
 void check_context_length(std::int64_t tokens, std::int64_t context_length);
 
@@ -73,10 +74,6 @@ template <class T>
 /// [batch, tokens, heads · head_dim] → [batch · heads, tokens, head_dim]: view, then transpose.
 template <class T>
 [[nodiscard]] BasicTensor<T> split_heads(const BasicTensor<T>& x, std::int64_t heads);
-/// [batch · heads, tokens, head_dim] → [batch, tokens, heads · head_dim].
-template <class T>
-[[nodiscard]] BasicTensor<T> join_heads(const BasicTensor<T>& x, std::int64_t heads);
-
 /// The causal mask buffer of the PyTorch classes: 1 above the diagonal (there it means "hidden"), 0 elsewhere.
 template <class T>
 [[nodiscard]] BasicTensor<T> causal_buffer(std::int64_t context_length);

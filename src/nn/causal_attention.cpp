@@ -1,7 +1,8 @@
 #include "qkv/nn/causal_attention.hpp"
 
-#include "core/check.hpp"
-#include "nn/attention_steps.hpp"
+#include <utility>
+
+#include "nn/attend.hpp"
 #include "nn/projections.hpp"
 
 namespace qkv::nn {
@@ -17,24 +18,48 @@ BasicCausalAttention<T>::BasicCausalAttention(const CausalAttentionOptions& opti
 }
 
 template <class T>
-BasicTensor<T> BasicCausalAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
+                                                Remembered<T>& memory) const {
     const bool batched = x.rank() == 3;
-    const BasicTensor<T> inputs = with_batch(x, options_.d_in, "input");
-    check_context_length(inputs.size(1), options_.context_length);
-    const BasicTensor<T> queries = query_.forward(inputs);
-    const BasicTensor<T> keys = key_.forward(inputs);
-    const BasicTensor<T> values = value_.forward(inputs);
-    const AttentionSteps<T> steps = attention_steps<T>(queries, keys, values, {.causal = true},
-                                                       {options_.dropout, this->training()}, pass.generator);
-    BasicTensor<T> context = without_batch(steps.context, batched);
+    memory.query_input = with_batch(x, options_.d_in, "input");
+    memory.source_input = memory.query_input;
+    check_context_length(memory.query_input.size(1), options_.context_length);
+    project(query_, key_, value_, memory);
     if (pass.trace != nullptr) {
         pass.trace->record("inputs", x);
         record_layers<T>({&query_, &key_, &value_}, *pass.trace);
-        const Shape leading = batched ? Shape{x.size(0)} : Shape{};
-        record_heads(queries, keys, values, leading, *pass.trace);
-        record_steps(steps, leading, *pass.trace);
+    }
+    attend(memory,
+           {.causal = true,
+            .dropout = {options_.dropout, this->training()},
+            .leading = batched ? Shape{x.size(0)} : Shape{}},
+           pass);
+    BasicTensor<T> context = without_batch(memory.context, batched);
+    if (pass.trace != nullptr) {
         pass.trace->record("context", context);
     }
+    return context;
+}
+
+template <class T>
+BasicTensor<T> BasicCausalAttention<T>::backward(const BasicTensor<T>& d_output) {
+    const Remembered<T>& memory = recall(memory_);
+    const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
+    SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
+    return without_batch(sum(std::move(d.queries), d.source), d_output.rank() == 3);
+}
+
+template <class T>
+BasicTensor<T> BasicCausalAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+    Remembered<T> memory;
+    return compute(x, pass, memory);
+}
+
+template <class T>
+BasicTensor<T> BasicCausalAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+    const auto memory = std::make_shared<Remembered<T>>();
+    BasicTensor<T> context = compute(x, pass, *memory);
+    memory_ = this->training() ? memory : nullptr;
     return context;
 }
 

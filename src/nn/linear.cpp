@@ -1,6 +1,7 @@
 #include "qkv/nn/linear.hpp"
 
 #include <cmath>
+#include <vector>
 
 #include "core/check.hpp"
 #include "core/matrix_product.hpp"
@@ -21,17 +22,17 @@ template <class T>
 BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bias, Generator& generator) {
     check_width("d_in", d_in);
     check_width("d_out", d_out);
-    weight_ = BasicTensor<T>({d_out, d_in});
+    weight_ = Parameter<T>(BasicTensor<T>({d_out, d_in}));
     // kaiming_uniform_(a = √5): gain · √3 / √d_in in PyTorch's own double operations, whose result can differ from
     // 1/√d_in in the last bit of a double.
     const double slope = std::sqrt(5.0);
     const double gain = std::sqrt(2.0 / (1.0 + slope * slope));
     const double weight_bound = std::sqrt(3.0) * (gain / std::sqrt(static_cast<double>(d_in)));
-    generator.uniform_(weight_.values(), -weight_bound, weight_bound);
+    generator.uniform_(weight_.value.values(), -weight_bound, weight_bound);
     if (with_bias) {
         const double bias_bound = 1.0 / std::sqrt(static_cast<double>(d_in));
-        bias_.emplace(Shape{d_out});
-        generator.uniform_(bias_->values(), -bias_bound, bias_bound);
+        bias_.emplace(BasicTensor<T>({d_out}));
+        generator.uniform_(bias_->value.values(), -bias_bound, bias_bound);
     }
 }
 
@@ -45,15 +46,36 @@ BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
     shape.back() = d_out();
     BasicTensor<T> y(std::move(shape));
     const std::int64_t rows = x.numel() / d_in();
-    multiply_transposed(x.data(), weight_.data(), y.data(), rows, d_out(), d_in());
+    multiply_transposed(x.data(), weight_.value.data(), y.data(), rows, d_out(), d_in());
     if (bias_) {
         for (std::int64_t row = 0; row < rows; ++row) {
             for (std::int64_t column = 0; column < d_out(); ++column) {
-                y.data()[row * d_out() + column] += bias_->data()[column];
+                y.data()[row * d_out() + column] += bias_->value.data()[column];
             }
         }
     }
     return y;
+}
+
+template <class T>
+BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y) {
+    const std::int64_t rows = x.numel() / d_in();
+    const BasicTensor<T> x_rows = x.reshaped({rows, d_in()});
+    const BasicTensor<T> d_rows = d_y.reshaped({rows, d_out()});
+
+    // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
+    BasicTensor<T> d_weight({d_out(), d_in()});
+    multiply(d_rows.transposed().data(), x_rows.data(), d_weight.data(), d_out(), d_in(), rows);
+    weight_.add_gradient(d_weight);
+    if (bias_) {
+        const std::vector<T> ones(static_cast<std::size_t>(rows), T{1});
+        BasicTensor<T> d_bias({d_out()});
+        multiply(ones.data(), d_rows.data(), d_bias.data(), 1, d_out(), rows);
+        bias_->add_gradient(d_bias);
+    }
+    BasicTensor<T> d_x(x.shape());
+    multiply(d_rows.data(), weight_.value.data(), d_x.data(), rows, d_in(), d_out());
+    return d_x;
 }
 
 template <class T>

@@ -8,11 +8,46 @@
 namespace qkv::nn {
 
 template <class T>
+void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
+    if (gradient.empty() && !value.empty()) {
+        gradient = BasicTensor<T>(value.shape());
+    }
+    for (std::int64_t i = 0; i < gradient.numel(); ++i) {
+        gradient.data()[i] += more.data()[i];
+    }
+}
+
+template <class T>
+std::vector<std::pair<std::string, Parameter<T>*>> BasicModule<T>::parameters() {
+    std::vector<std::pair<std::string, Parameter<T>*>> all;
+    visit_parameters([&all](const std::string& name, Parameter<T>& parameter) { all.emplace_back(name, &parameter); });
+    return all;
+}
+
+template <class T>
+StateDict<T> BasicModule<T>::gradients() const {
+    StateDict<T> all;
+    const_cast<BasicModule*>(this)->visit_parameters(  // NOLINT(cppcoreguidelines-pro-type-const-cast): as below
+        [&all](const std::string& name, const Parameter<T>& parameter) {
+            if (!parameter.gradient.empty()) {
+                all.emplace(name, parameter.gradient);
+            }
+        });
+    return all;
+}
+
+template <class T>
+void BasicModule<T>::zero_gradients() {
+    visit_parameters(
+        [](const std::string&, Parameter<T>& parameter) { parameter.gradient = BasicTensor<T>(Shape{0}); });
+}
+
+template <class T>
 StateDict<T> BasicModule<T>::state_dict() const {
     StateDict<T> state;
     // Visiting only reads here; one const_cast saves every module a second visitor.
     const_cast<BasicModule*>(this)->visit_parameters(  // NOLINT(cppcoreguidelines-pro-type-const-cast)
-        [&state](const std::string& name, const BasicTensor<T>& tensor) { state.emplace(name, tensor); });
+        [&state](const std::string& name, const Parameter<T>& parameter) { state.emplace(name, parameter.value); });
     add_buffers(state);
     return state;
 }
@@ -28,7 +63,8 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
                  to_string(expected));
         }
     };
-    visit_parameters([&](const std::string& name, BasicTensor<T>& tensor) {
+    visit_parameters([&](const std::string& name, Parameter<T>& parameter) {
+        BasicTensor<T>& tensor = parameter.value;
         const auto found = given.find(name);
         if (found == given.end()) {
             fail(ErrorCode::shape_mismatch, "tensor '", name, "' of shape ", to_string(tensor.shape()), " is missing");
@@ -66,6 +102,8 @@ StateDict<T> BasicModule<T>::translate(StateDict<T> state) const {
     return state;
 }
 
+template struct Parameter<float>;
+template struct Parameter<double>;
 template class BasicModule<float>;
 template class BasicModule<double>;
 

@@ -2,46 +2,69 @@
 
 #include <utility>
 
-#include "core/check.hpp"
-#include "nn/attention_steps.hpp"
+#include "nn/attend.hpp"
 #include "nn/projections.hpp"
 
 namespace qkv::nn {
 
 template <class T>
 BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator)
-    : options_(options),
+    : options_(with_kv_heads(options)),
       query_(options.d_in, options.d_out, options.qkv_bias, generator),
-      key_(options.d_in, options.d_out, options.qkv_bias, generator),
-      value_(options.d_in, options.d_out, options.qkv_bias, generator),
+      key_(options.d_in, kv_width(options_), options.qkv_bias, generator),
+      value_(options.d_in, kv_width(options_), options.qkv_bias, generator),
       out_proj_(options.d_out, options.d_out, true, generator) {
     check_dropout(options.dropout);
     check_context_length(1, options.context_length);
-    check_heads(options.d_out, options.num_heads);
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
+                                                   Remembered<T>& memory) const {
+    const bool batched = x.rank() == 3;
+    const std::int64_t heads = options_.num_heads;
+    memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
+    memory.source_input = memory.query_input;
+    check_context_length(memory.query_input.size(1), options_.context_length);
+    project(query_, key_, value_, memory);
+    if (pass.trace != nullptr) {
+        pass.trace->record("inputs", x);
+        record_layers<T>({&query_, &key_, &value_}, *pass.trace);
+    }
+    attend(memory,
+           {.heads = heads,
+            .kv_heads = options_.num_kv_heads,
+            .causal = true,
+            .dropout = {options_.dropout, this->training()},
+            .leading = batched ? Shape{x.size(0), heads} : Shape{heads}},
+           pass);
+    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), batched);
+    if (pass.trace != nullptr) {
+        record_output(memory.context, out_proj_, output, *pass.trace);
+    }
+    return output;
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_output) {
+    const Remembered<T>& memory = recall(memory_);
+    const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
+    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
+    SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
+    return without_batch(sum(std::move(d.queries), d.source), d_output.rank() == 3);
 }
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
-    const bool batched = x.rank() == 3;
-    const std::int64_t heads = options_.num_heads;
-    const BasicTensor<T> inputs = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
-    check_context_length(inputs.size(1), options_.context_length);
+    Remembered<T> memory;
+    return compute(x, pass, memory);
+}
 
-    const BasicTensor<T> queries = split_heads(query_.forward(inputs), heads);  // [batch · heads, tokens, head_dim]
-    const BasicTensor<T> keys = split_heads(key_.forward(inputs), heads);
-    const BasicTensor<T> values = split_heads(value_.forward(inputs), heads);
-    const AttentionSteps<T> steps = attention_steps<T>(queries, keys, values, {.causal = true},
-                                                       {options_.dropout, this->training()}, pass.generator);
-    const BasicTensor<T> context = join_heads(steps.context, heads);  // [batch, tokens, d_out]
-    BasicTensor<T> output = without_batch(out_proj_.forward(context), batched);
-    if (pass.trace != nullptr) {
-        pass.trace->record("inputs", x);
-        record_layers<T>({&query_, &key_, &value_}, *pass.trace);
-        const Shape leading = batched ? Shape{x.size(0), heads} : Shape{heads};
-        record_heads(queries, keys, values, leading, *pass.trace);
-        record_steps(steps, leading, *pass.trace);
-        record_output(context, out_proj_, output, *pass.trace);
-    }
+template <class T>
+BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+    const auto memory = std::make_shared<Remembered<T>>();
+    BasicTensor<T> output = compute(x, pass, *memory);
+    memory_ = this->training() ? memory : nullptr;
     return output;
 }
 

@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "core/check.hpp"
-#include "nn/attention_steps.hpp"
+#include "nn/attend.hpp"
 #include "qkv/nn/multi_head_attention.hpp"
 
 namespace qkv::nn {
@@ -41,31 +41,14 @@ BasicTensor<T> stacked(const std::vector<BasicTensor<T>>& parts) {
     return all;
 }
 
-}  // namespace
-
-template <class T>
-BasicMultiHeadAttentionWrapper<T>::BasicMultiHeadAttentionWrapper(const MultiHeadAttentionOptions& options,
-                                                                  Generator& generator) {
-    if (options.num_heads < 1) {
-        fail(ErrorCode::invalid_argument, "num_heads is ", options.num_heads, "; expected 1 or more");
-    }
-    for (std::int64_t head = 0; head < options.num_heads; ++head) {
-        heads_.emplace_back(CausalAttentionOptions{.d_in = options.d_in,
-                                                   .d_out = options.d_out,
-                                                   .context_length = options.context_length,
-                                                   .dropout = options.dropout,
-                                                   .qkv_bias = options.qkv_bias},
-                            generator);
-    }
-}
-
-template <class T>
-BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+/// Every head on x, their contexts side by side. Heads that are not const remember what backward needs.
+template <class Heads, class T>
+BasicTensor<T> forward_heads(Heads& heads, const BasicTensor<T>& x, const Pass<T>& pass) {
     std::vector<BasicTensor<T>> contexts;
-    std::vector<BasicTrace<T>> traces(heads_.size());
-    for (std::size_t head = 0; head < heads_.size(); ++head) {
+    std::vector<BasicTrace<T>> traces(heads.size());
+    for (std::size_t head = 0; head < heads.size(); ++head) {
         BasicTrace<T>* trace = pass.trace != nullptr ? &traces[head] : nullptr;
-        contexts.push_back(heads_[head].forward(x, {.generator = pass.generator, .trace = trace}));
+        contexts.push_back(heads[head].forward(x, {.generator = pass.generator, .trace = trace}));
     }
     BasicTensor<T> context = concatenated(contexts);
     if (pass.trace != nullptr) {
@@ -86,6 +69,58 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& 
     return context;
 }
 
+}  // namespace
+
+template <class T>
+BasicMultiHeadAttentionWrapper<T>::BasicMultiHeadAttentionWrapper(const MultiHeadAttentionOptions& options,
+                                                                  Generator& generator) {
+    if (options.num_heads < 1) {
+        fail(ErrorCode::invalid_argument, "num_heads is ", options.num_heads, "; expected 1 or more");
+    }
+    for (std::int64_t head = 0; head < options.num_heads; ++head) {
+        heads_.emplace_back(CausalAttentionOptions{.d_in = options.d_in,
+                                                   .d_out = options.d_out,
+                                                   .context_length = options.context_length,
+                                                   .dropout = options.dropout,
+                                                   .qkv_bias = options.qkv_bias},
+                            generator);
+    }
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+    return forward_heads(heads_, x, pass);
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+    return forward_heads(heads_, x, pass);
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>& d_output) {
+    const std::int64_t width = heads_.front().options().d_out;
+    const auto count = static_cast<std::int64_t>(heads_.size());
+    if (d_output.rank() < 2 || d_output.size(-1) != width * count) {
+        fail(ErrorCode::shape_mismatch, "the gradient of the output has shape ", to_string(d_output.shape()),
+             "; expected [.., tokens, ", width * count, "]");
+    }
+    Shape shape = d_output.shape();
+    shape.back() = width;
+    BasicTensor<T> d_x;
+    for (std::int64_t head = 0; head < count; ++head) {
+        BasicTensor<T> d_context(shape);  // this head's columns of d_output
+        for (std::int64_t row = 0; row < d_output.numel() / (width * count); ++row) {
+            std::ranges::copy(
+                d_output.row(row).subspan(static_cast<std::size_t>(head * width), static_cast<std::size_t>(width)),
+                d_context.row(row).begin());
+        }
+        BasicTensor<T> d_input = heads_[static_cast<std::size_t>(head)].backward(d_context);
+        d_x = head == 0 ? std::move(d_input) : sum(std::move(d_x), d_input);
+    }
+    return d_x;
+}
+
 template <class T>
 void BasicMultiHeadAttentionWrapper<T>::train(bool on) {
     BasicModule<T>::train(on);
@@ -99,7 +134,7 @@ void BasicMultiHeadAttentionWrapper<T>::visit_parameters(const typename BasicMod
     for (std::size_t head = 0; head < heads_.size(); ++head) {
         const std::string prefix = "heads." + std::to_string(head) + ".";
         heads_[head].visit_parameters(
-            [&](const std::string& name, BasicTensor<T>& tensor) { visit(prefix + name, tensor); });
+            [&](const std::string& name, Parameter<T>& parameter) { visit(prefix + name, parameter); });
     }
 }
 

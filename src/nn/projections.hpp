@@ -1,14 +1,39 @@
-// Writing a stage's projections into a trace.
+// Projecting inputs to queries, keys and values, the way back, and writing both into a trace.
 #pragma once
 
 #include <array>
 #include <string>
 #include <utility>
 
+#include "nn/attend.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/trace.hpp"
 
 namespace qkv::nn {
+
+/// memory's queries, keys and values from its inputs.
+template <class T>
+void project(const BasicLinear<T>& query, const BasicLinear<T>& key, const BasicLinear<T>& value,
+             Remembered<T>& memory) {
+    memory.queries = query.forward(memory.query_input);
+    memory.keys = key.forward(memory.source_input);
+    memory.values = value.forward(memory.source_input);
+}
+
+/// Gradients of the two inputs, [batch, tokens, width] each. In self-attention they are one input's two parts.
+template <class T>
+struct SequenceGradients {
+    BasicTensor<T> queries, source;
+};
+
+/// From the context back through attention and the three layers, whose gradients grow.
+template <class T>
+[[nodiscard]] SequenceGradients<T> project_backward(BasicLinear<T>& query, BasicLinear<T>& key, BasicLinear<T>& value,
+                                                    const Remembered<T>& memory, const BasicTensor<T>& d_context) {
+    const ProjectionGradients<T> d = attend_backward(memory, d_context);
+    return {query.backward(memory.query_input, d.queries),
+            sum(key.backward(memory.source_input, d.keys), value.backward(memory.source_input, d.values))};
+}
 
 /// Records W_query, W_key, W_value as PyTorch keeps them, [d_out, d_in], with W_query.bias and so on where there is
 /// one.
@@ -22,20 +47,6 @@ void record_layers(const std::array<const BasicLinear<T>*, 3>& query_key_value, 
             trace.record(names[i] + ".bias", *layer.bias());
         }
     }
-}
-
-/// Records queries, keys and values [N, tokens, head_dim] as [leading..., tokens, head_dim].
-template <class T>
-void record_heads(const BasicTensor<T>& queries, const BasicTensor<T>& keys, const BasicTensor<T>& values,
-                  const Shape& leading, BasicTrace<T>& trace) {
-    const auto record = [&](const char* name, const BasicTensor<T>& tensor) {
-        Shape shape = leading;
-        shape.insert(shape.end(), tensor.shape().begin() + 1, tensor.shape().end());
-        trace.record(name, tensor.reshaped(std::move(shape)));
-    };
-    record("queries", queries);
-    record("keys", keys);
-    record("values", values);
 }
 
 /// Records the joined context, the output projection and its result.

@@ -1,11 +1,11 @@
 #include "qkv/nn/self_attention.hpp"
 
-#include <array>
+#include <memory>
 #include <utility>
 
 #include "core/check.hpp"
 #include "core/matrix_product.hpp"
-#include "nn/attention_steps.hpp"
+#include "nn/attend.hpp"
 #include "nn/projections.hpp"
 
 namespace qkv::nn {
@@ -23,7 +23,8 @@ BasicSelfAttention<T>::BasicSelfAttention(const SelfAttentionOptions& options, G
         }
         // Braces draw from left to right: query, key, value.
         const Shape shape{options.d_in, options.d_out};
-        raw_ = RawMatrices{generator.rand<T>(shape), generator.rand<T>(shape), generator.rand<T>(shape)};
+        raw_ = RawMatrices{Parameter<T>(generator.rand<T>(shape)), Parameter<T>(generator.rand<T>(shape)),
+                           Parameter<T>(generator.rand<T>(shape))};
     } else {
         linear_ = Layers{BasicLinear<T>(options.d_in, options.d_out, options.qkv_bias, generator),
                          BasicLinear<T>(options.d_in, options.d_out, options.qkv_bias, generator),
@@ -32,34 +33,82 @@ BasicSelfAttention<T>::BasicSelfAttention(const SelfAttentionOptions& options, G
 }
 
 template <class T>
-BasicTensor<T> BasicSelfAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
+                                              Remembered<T>& memory) const {
     const bool batched = x.rank() == 3;
-    const BasicTensor<T> inputs = with_batch(x, options_.d_in, "input");
-    const auto project = [&](const BasicTensor<T>& matrix) {  // x · W  [batch, tokens, d_out]
+    memory.query_input = with_batch(x, options_.d_in, "input");
+    memory.source_input = memory.query_input;
+    const auto project_raw = [&](const Parameter<T>& matrix) {  // x · W  [batch, tokens, d_out]
+        const BasicTensor<T>& inputs = memory.query_input;
         BasicTensor<T> projected({inputs.size(0), inputs.size(1), options_.d_out});
-        multiply(inputs.data(), matrix.data(), projected.data(), inputs.size(0) * inputs.size(1), options_.d_out,
+        multiply(inputs.data(), matrix.value.data(), projected.data(), inputs.size(0) * inputs.size(1), options_.d_out,
                  options_.d_in);
         return projected;
     };
-    const BasicTensor<T> queries = raw_ ? project(raw_->query) : linear_->query.forward(inputs);
-    const BasicTensor<T> keys = raw_ ? project(raw_->key) : linear_->key.forward(inputs);
-    const BasicTensor<T> values = raw_ ? project(raw_->value) : linear_->value.forward(inputs);
-    const AttentionSteps<T> steps = attention_steps<T>(queries, keys, values, {}, {}, nullptr);
-    BasicTensor<T> context = without_batch(steps.context, batched);
+    if (raw_) {
+        memory.queries = project_raw(raw_->query);
+        memory.keys = project_raw(raw_->key);
+        memory.values = project_raw(raw_->value);
+    } else {
+        project(linear_->query, linear_->key, linear_->value, memory);
+    }
     if (pass.trace != nullptr) {
         pass.trace->record("inputs", x);
         if (raw_) {
-            pass.trace->record("W_query", raw_->query);
-            pass.trace->record("W_key", raw_->key);
-            pass.trace->record("W_value", raw_->value);
+            pass.trace->record("W_query", raw_->query.value);
+            pass.trace->record("W_key", raw_->key.value);
+            pass.trace->record("W_value", raw_->value.value);
         } else {
             record_layers<T>({&linear_->query, &linear_->key, &linear_->value}, *pass.trace);
         }
-        const Shape leading = batched ? Shape{x.size(0)} : Shape{};
-        record_heads(queries, keys, values, leading, *pass.trace);
-        record_steps(steps, leading, *pass.trace);
+    }
+    attend(memory, {.leading = batched ? Shape{x.size(0)} : Shape{}}, pass);
+    BasicTensor<T> context = without_batch(memory.context, batched);
+    if (pass.trace != nullptr) {
         pass.trace->record("context", context);
     }
+    return context;
+}
+
+template <class T>
+BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
+    const Remembered<T>& memory = recall(memory_);
+    const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
+    const bool batched = d_output.rank() == 3;
+    if (linear_) {
+        SequenceGradients<T> d = project_backward(linear_->query, linear_->key, linear_->value, memory, d_context);
+        return without_batch(sum(std::move(d.queries), d.source), batched);
+    }
+    // q = x W:   dW = xᵀ d_q      d_x = d_q Wᵀ, and so for key and value
+    const ProjectionGradients<T> d = attend_backward(memory, d_context);
+    const BasicTensor<T>& x = memory.query_input;
+    const std::int64_t rows = x.size(0) * x.size(1);
+    const BasicTensor<T> x_transposed = x.reshaped({rows, options_.d_in}).transposed();
+    const auto through = [&](Parameter<T>& matrix, const BasicTensor<T>& d_projected) {
+        BasicTensor<T> d_matrix(matrix.value.shape());
+        multiply(x_transposed.data(), d_projected.data(), d_matrix.data(), options_.d_in, options_.d_out, rows);
+        matrix.add_gradient(d_matrix);
+        BasicTensor<T> d_x(x.shape());
+        multiply_transposed(d_projected.data(), matrix.value.data(), d_x.data(), rows, options_.d_in, options_.d_out);
+        return d_x;
+    };
+    BasicTensor<T> d_x = through(raw_->query, d.queries);
+    d_x = sum(std::move(d_x), through(raw_->key, d.keys));
+    d_x = sum(std::move(d_x), through(raw_->value, d.values));
+    return without_batch(std::move(d_x), batched);
+}
+
+template <class T>
+BasicTensor<T> BasicSelfAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+    Remembered<T> memory;
+    return compute(x, pass, memory);
+}
+
+template <class T>
+BasicTensor<T> BasicSelfAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+    const auto memory = std::make_shared<Remembered<T>>();
+    BasicTensor<T> context = compute(x, pass, *memory);
+    memory_ = this->training() ? memory : nullptr;
     return context;
 }
 

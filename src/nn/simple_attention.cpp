@@ -123,6 +123,55 @@ BasicTensor<T> BasicSimpleSelfAttention<T>::forward_query(const BasicTensor<T>& 
 }
 
 template <class T>
+BasicTensor<T> BasicSimpleSelfAttention<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_context) const {
+    if (d_context.shape() != x.shape()) {
+        fail(ErrorCode::shape_mismatch, "the gradient of the context has shape ", to_string(d_context.shape()),
+             "; expected ", to_string(x.shape()));
+    }
+    const BasicTensor<T> inputs = with_batch(x, -1, "input");
+    const std::int64_t tokens = inputs.size(1);
+    const std::int64_t dim = inputs.size(2);
+    BasicTensor<T> d_x(x.shape());
+    BasicTensor<T> scores({tokens, tokens});
+    BasicTensor<T> d_scores({tokens, tokens});
+    BasicTensor<T> part({tokens, dim});
+    for (std::int64_t b = 0; b < inputs.size(0); ++b) {
+        const T* sequence = inputs.data() + b * tokens * dim;
+        const T* d_rows = d_context.data() + b * tokens * dim;
+        T* d_sequence = d_x.data() + b * tokens * dim;
+        const auto add = [&](const BasicTensor<T>& left, const T* right) {
+            multiply(left.data(), right, part.data(), tokens, dim, tokens);
+            for (std::int64_t i = 0; i < part.numel(); ++i) {
+                d_sequence[i] += part.data()[i];
+            }
+        };
+        multiply_transposed(sequence, sequence, scores.data(), tokens, tokens, dim);
+        const BasicTensor<T> weights = normalise_rows(scores, how_);
+        // context = weights x:   d_weights = d_context xᵀ      x, as value, gets weightsᵀ d_context
+        multiply_transposed(d_rows, sequence, d_scores.data(), tokens, tokens, dim);
+        add(weights.transposed(), d_rows);
+        for (std::int64_t query = 0; query < tokens; ++query) {
+            const T* row_weights = weights.data() + query * tokens;
+            T* row = d_scores.data() + query * tokens;
+            // Both normalisers subtract what the row's sum passes on: Σ weight · d_weight.
+            const T common = dot(row_weights, row, tokens);
+            T row_sum = 0;
+            for (std::int64_t key = 0; key < tokens; ++key) {
+                row_sum += scores(query, key);
+            }
+            for (std::int64_t key = 0; key < tokens; ++key) {
+                const T slope = how_ == Normalise::sum ? T{1} / row_sum : row_weights[key];
+                row[key] = (row[key] - common) * slope;
+            }
+        }
+        // scores = x xᵀ:   x, as query, gets d_scores x; as key, d_scoresᵀ x
+        add(d_scores, sequence);
+        add(d_scores.transposed(), sequence);
+    }
+    return d_x;
+}
+
+template <class T>
 void BasicSimpleSelfAttention<T>::visit_parameters(const typename BasicModule<T>::Visitor& /*visit*/) {}
 
 template BasicTensor<float> normalised(const BasicTensor<float>&, Normalise);

@@ -138,11 +138,11 @@ def recompute(stage):
     if stage["training"] and stage["dropout"] > 0:
         p = stage["dropout"]
         kept = np.float32(1) / np.float32(1 - p) if p < 1 else np.float32(0)
-        assert np.isin(found["dropout_scale"], [0, kept]).all()
-        check("dropped_weights", given["weights"] * given["dropout_scale"])
+        assert np.isin(found["dropout_mask"], [0, kept]).all()
+        check("dropped_weights", given["weights"] * given["dropout_mask"])
         final = "dropped_weights"
     else:
-        assert "dropped_weights" not in found and "dropout_scale" not in found
+        assert "dropped_weights" not in found and "dropout_mask" not in found
     context = given[final] @ given["values"]
     if heads > 1 or split or stage["stage"] == "wrapper":
         context = np.concatenate(list(context), axis=-1)

@@ -114,8 +114,8 @@ def test_dropout_in_training(qkv, stage, p):
     arguments = ["--tokens", "40", "--dim", "6", "--dropout", str(p)]
     found = stage_of(qkv, stage, *arguments, "--train")
     recompute(found)
-    dropped = (found["tensors"]["dropout_scale"] == 0).mean()
-    count = found["tensors"]["dropout_scale"].size
+    dropped = (found["tensors"]["dropout_mask"] == 0).mean()
+    count = found["tensors"]["dropout_mask"].size
     assert abs(dropped - p) <= 5 * np.sqrt(p * (1 - p) / count)
     idle = stage_of(qkv, stage, *arguments)
     assert "dropped_weights" not in idle["tensors"]

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
@@ -30,7 +31,12 @@ public:
 
     /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
     /// Dropout in training draws from pass.generator: one number per weight, in memory order.
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
+    /// gradients; dropout uses forward's mask.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
     [[nodiscard]] const CausalAttentionOptions& options() const noexcept { return options_; }
@@ -39,8 +45,11 @@ protected:
     void add_buffers(StateDict<T>& state) const override;
 
 private:
+    BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
+
     CausalAttentionOptions options_;
     BasicLinear<T> query_, key_, value_;
+    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using CausalAttention = BasicCausalAttention<float>;

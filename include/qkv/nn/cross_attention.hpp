@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "qkv/nn/linear.hpp"
@@ -16,6 +17,7 @@ struct CrossAttentionOptions {
     double dropout = 0.0;  ///< probability of dropping a weight in training, 0 to 1
     std::int64_t num_heads = 1;
     bool qkv_bias = false;
+    std::int64_t num_kv_heads = 0;  ///< grouped-query heads, as in MultiHeadAttentionOptions; 0: as many as num_heads
 };
 
 /// Cross-attention (Bahdanau et al. 2015; Vaswani et al. 2017, section 3.2.3, encoder-decoder attention): weights
@@ -32,7 +34,18 @@ public:
     /// → [.., tokens, d_out]. `source_mask`, when given, has an entry per source token of every sequence of the batch:
     /// true = may be attended to. A query none of whose keys may be attended to gets a context of zeros.
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& queries, const BasicTensor<T>& source,
+                                         const Pass<T>& pass = {}, const std::vector<bool>& source_mask = {});
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& queries, const BasicTensor<T>& source,
                                          const Pass<T>& pass = {}, const std::vector<bool>& source_mask = {}) const;
+
+    /// Gradients of both sequences.
+    struct InputGradients {
+        BasicTensor<T> queries;
+        BasicTensor<T> source;
+    };
+    /// d_output, shaped as forward's result → gradients of both inputs, after a forward in training. Adds to the
+    /// parameters' gradients; dropout uses forward's mask.
+    [[nodiscard]] InputGradients backward(const BasicTensor<T>& d_output);
 
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
 
@@ -40,8 +53,12 @@ protected:
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
+    BasicTensor<T> compute(const BasicTensor<T>& queries, const BasicTensor<T>& source, const Pass<T>& pass,
+                           const std::vector<bool>& source_mask, Remembered<T>& memory) const;
+
     CrossAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
+    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using CrossAttention = BasicCrossAttention<float>;

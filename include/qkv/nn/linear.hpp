@@ -20,16 +20,21 @@ public:
     /// x [..., d_in] → [..., d_out].
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x) const;
 
+    /// d_y [..., d_out] → d_x [..., d_in] for the x that forward had. Adds d_yᵀ x to the weight's gradient and the sum
+    /// of d_y's rows to the bias's.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y);
+
     void visit_parameters(const std::string& prefix, const typename BasicModule<T>::Visitor& visit);
 
-    [[nodiscard]] std::int64_t d_in() const noexcept { return weight_.shape()[1]; }
-    [[nodiscard]] std::int64_t d_out() const noexcept { return weight_.shape()[0]; }
-    [[nodiscard]] const BasicTensor<T>& weight() const noexcept { return weight_; }
-    [[nodiscard]] const std::optional<BasicTensor<T>>& bias() const noexcept { return bias_; }
+    [[nodiscard]] std::int64_t d_in() const noexcept { return weight_.value.shape()[1]; }
+    [[nodiscard]] std::int64_t d_out() const noexcept { return weight_.value.shape()[0]; }
+    [[nodiscard]] const BasicTensor<T>& weight() const noexcept { return weight_.value; }
+    /// nullptr without a bias.
+    [[nodiscard]] const BasicTensor<T>* bias() const noexcept { return bias_ ? &bias_->value : nullptr; }
 
 private:
-    BasicTensor<T> weight_;               // [d_out, d_in]
-    std::optional<BasicTensor<T>> bias_;  // [d_out]
+    Parameter<T> weight_;               // [d_out, d_in]
+    std::optional<Parameter<T>> bias_;  // [d_out]
 };
 
 using Linear = BasicLinear<float>;

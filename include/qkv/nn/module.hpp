@@ -1,9 +1,11 @@
-// What the attention stages share: named parameters, train and eval, state_dict.
+// What the attention stages share: named parameters and their gradients, train and eval, state_dict.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "qkv/random.hpp"
 #include "qkv/tensor.hpp"
@@ -20,12 +22,29 @@ struct Pass {
     BasicTrace<T>* trace = nullptr;
 };
 
+/// A trainable tensor and what backward has added up for it.
+template <class T>
+struct Parameter {
+    BasicTensor<T> value;
+    BasicTensor<T> gradient;  ///< as value, or empty: nothing added up yet
+
+    Parameter() = default;
+    explicit Parameter(BasicTensor<T> initial) : value(std::move(initial)), gradient(Shape{0}) {}
+
+    /// gradient += more, of value's shape.
+    void add_gradient(const BasicTensor<T>& more);
+};
+
+/// What forward keeps for backward (src/nn/attend.hpp).
+template <class T>
+struct Remembered;
+
 /// Base of the stages. Parameters and buffers carry the names of the usual PyTorch teaching classes, so a state_dict
 /// goes both ways.
 template <class T>
 class BasicModule {
 public:
-    using Visitor = std::function<void(const std::string& name, BasicTensor<T>& tensor)>;
+    using Visitor = std::function<void(const std::string& name, Parameter<T>& parameter)>;
 
     BasicModule() = default;
     BasicModule(const BasicModule&) = default;
@@ -34,13 +53,21 @@ public:
     BasicModule& operator=(BasicModule&&) noexcept = default;
     virtual ~BasicModule() = default;
 
-    /// In training, dropout is active. A new module trains, as in PyTorch.
+    /// In training, dropout is active, and forward on a module that is not const remembers what backward needs. A new
+    /// module trains, as in PyTorch.
     virtual void train(bool on = true) { training_ = on; }
     void eval() { train(false); }
     [[nodiscard]] bool training() const noexcept { return training_; }
 
     /// Calls `visit` for every parameter, in the order in which PyTorch registers (and draws) them.
     virtual void visit_parameters(const Visitor& visit) = 0;
+
+    /// All parameters, for an optimizer; valid while the module stays where it is.
+    [[nodiscard]] std::vector<std::pair<std::string, Parameter<T>*>> parameters();
+    /// Gradients by parameter name; those that no backward has reached are absent.
+    [[nodiscard]] StateDict<T> gradients() const;
+    /// Forgets all gradients, as PyTorch's zero_grad().
+    void zero_gradients();
 
     /// Parameters and buffers by name, as PyTorch's state_dict().
     [[nodiscard]] StateDict<T> state_dict() const;
@@ -59,6 +86,8 @@ private:
     bool training_ = true;
 };
 
+extern template struct Parameter<float>;
+extern template struct Parameter<double>;
 extern template class BasicModule<float>;
 extern template class BasicModule<double>;
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "qkv/nn/causal_attention.hpp"
@@ -17,6 +18,9 @@ struct MultiHeadAttentionOptions {
     double dropout = 0.0;             ///< probability of dropping a weight in training, 0 to 1
     std::int64_t num_heads = 1;
     bool qkv_bias = false;
+    /// MultiHeadAttention: key and value heads, each shared by num_heads / num_kv_heads query heads (grouped-query
+    /// attention, Ainslie et al. 2023); 0: as many as num_heads. W_key and W_value are [num_kv_heads · head_dim, d_in].
+    std::int64_t num_kv_heads = 0;
 };
 
 /// Several causal heads side by side, their contexts concatenated: [.., tokens, num_heads · d_out].
@@ -28,7 +32,12 @@ public:
     BasicMultiHeadAttentionWrapper(const MultiHeadAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in] → [.., tokens, num_heads · d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
+    /// gradients; dropout uses forward's mask.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
     void train(bool on = true) override;
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
@@ -54,7 +63,12 @@ public:
     BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
+    /// gradients; dropout uses forward's mask.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
 
@@ -63,8 +77,11 @@ protected:
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
+    BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
+
     MultiHeadAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
+    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using MultiHeadAttentionWrapper = BasicMultiHeadAttentionWrapper<float>;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -35,13 +36,20 @@ public:
     BasicSelfAttention(const SelfAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in] → [.., tokens, d_out].
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
+    /// gradients; dropout uses forward's mask.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
 
 private:
+    BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
+
     struct RawMatrices {
-        BasicTensor<T> query, key, value;  // [d_in, d_out] each
+        Parameter<T> query, key, value;  // [d_in, d_out] each
     };
     struct Layers {
         BasicLinear<T> query, key, value;
@@ -49,6 +57,7 @@ private:
     SelfAttentionOptions options_;
     std::optional<RawMatrices> raw_;
     std::optional<Layers> linear_;
+    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using SelfAttention = BasicSelfAttention<float>;

@@ -35,6 +35,10 @@ public:
     /// The context vector of one query, counted from 0. x [tokens, dim] → [dim].
     [[nodiscard]] BasicTensor<T> forward_query(const BasicTensor<T>& x, std::int64_t query) const;
 
+    /// d_context, shaped as x → the gradient of x, by the plain passes of forward backwards. x serves as query, key and
+    /// value at once, so three gradients add up.
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_context) const;
+
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
 
 private:

@@ -1,0 +1,264 @@
+#include "attention/backward.hpp"
+
+#include "attention/backward_tile.hpp"
+#include "core/check.hpp"
+
+namespace qkv::detail {
+
+namespace {
+
+template <class A>
+RowStatistics<A> take_statistics(const BackwardCall& call, Carver& carver) {
+    const Problem& problem = call.problem;
+    const std::int64_t rows =
+        checked_multiply(checked_multiply(problem.batch, problem.heads, "attention_backward: rows"), problem.queries,
+                         "attention_backward: rows");
+    const std::int64_t tiles = call.gradients.dalibi ? tile_count(problem, Side::queries) * problem.heads : 0;
+    return {carver.take<A>(rows), carver.take<A>(rows), carver.take<double>(tiles)};
+}
+
+/// Statistics of one tile of queries of one head.
+template <class A>
+void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
+                    std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const Problem& problem = call.problem;
+    const AttentionSaved& saved = call.saved;
+    for (std::int64_t r = row; r < row + rows; ++r) {
+        const std::int64_t at = RowStatistics<A>::index(problem, sequence, head, r);
+        const std::int64_t query = sequence.query_start + r;
+        A lse{};
+        load(&lse, saved.lse.at(sequence.batch, head, query, 0), saved.lse.dtype, 1, 1);
+        if (problem.sinks && !saved.lse_counts_sinks) {
+            lse = merge_lse(lse, per_head_value<A>(*problem.sinks, 0, head)).lse;
+        }
+        A delta = A(0);
+        if (saved.delta) {
+            load(&delta, saved.delta->at(sequence.batch, head, query, 0), saved.delta->dtype, 1, 1);
+        } else {
+            A* out = scratch.value;
+            load(out, saved.out->at(sequence.batch, head, query, 0), saved.out->dtype, 1, problem.value_dim);
+            load(scratch.d_out, call.d_out.at(sequence.batch, head, query, 0), call.d_out.dtype, 1, problem.value_dim);
+            double sum = 0.0;  // once per row: float64 costs nothing here, and every dS of the row rests on it
+            for (std::int64_t d = 0; d < problem.value_dim; ++d) {
+                sum += static_cast<double>(scratch.d_out[d]) * static_cast<double>(out[d]);
+            }
+            delta = static_cast<A>(sum);
+        }
+        statistics.lse[at] = lse;
+        statistics.delta[at] = delta;
+    }
+}
+
+/// dQ of one tile of queries, and its part of dalibi.
+template <class A>
+void query_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
+                     std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
+                     double* dalibi) {
+    const Problem& problem = call.problem;
+    const std::int64_t width = problem.head_dim;
+    load_query_side(call, sequence, head, row, rows, scratch);
+    std::fill_n(scratch.d_query, rows * width, A(0));
+    double slope_gradient = 0.0;
+    for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) {
+        if (!prepare_mask(problem, tile, scratch.scores)) {
+            return;
+        }
+        load_key_side(problem, sequence, head / problem.group, tile.column, tile.columns, scratch);
+        bias_gradient_tile(problem, tile, statistics, scratch);
+        if (dalibi != nullptr) {
+            for (std::int64_t r = 0; r < rows; ++r) {
+                for (std::int64_t c = 0; c < tile.columns; ++c) {
+                    slope_gradient -=
+                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * alibi_distance<double>(tile, r, c);
+                }
+            }
+        }
+        product_gradient_tile(problem, tile, scratch);
+        add_product(scratch.d_query, Left<A>{scratch.d_scores, kKeyTile, 1}, tile, scratch.scores.scores, scratch.key,
+                    rows, tile.columns, width);
+    });
+    if (dalibi != nullptr) {
+        *dalibi = slope_gradient;
+    }
+    if (call.gradients.dq) {
+        const TensorView& dq = *call.gradients.dq;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            for (std::int64_t d = 0; d < width; ++d) {
+                scratch.d_query[r * width + d] += A(0);  // no −0, as in forward
+            }
+            store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype, 1,
+                  scratch.d_query + r * width, width);
+        }
+    }
+}
+
+/// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch.
+template <class A>
+void add_key_gradients(const BackwardCall& call, const Tile& tile, const BackwardScratch<A>& scratch,
+                       const RowStatistics<A>& statistics) {
+    const Problem& problem = call.problem;
+    if (!prepare_mask(problem, tile, scratch.scores)) {
+        return;
+    }
+    load_query_side(call, *tile.sequence, tile.head, tile.row, tile.rows, scratch);
+    bias_gradient_tile(problem, tile, statistics, scratch);
+    product_gradient_tile(problem, tile, scratch);
+    const A* scores = scratch.scores.scores;
+    add_product(scratch.d_value, Left<A>{scratch.weights, 1, kKeyTile}, tile, scores, scratch.d_out, tile.columns,
+                tile.rows, problem.value_dim);
+    add_product(scratch.d_key, Left<A>{scratch.d_scores, 1, kKeyTile}, tile, scores, scratch.query, tile.columns,
+                tile.rows, problem.head_dim);
+}
+
+/// dK and dV of one tile of keys.
+template <class A>
+void key_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
+                   std::int64_t columns, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const Problem& problem = call.problem;
+    std::fill_n(scratch.d_key, columns * problem.head_dim, A(0));
+    std::fill_n(scratch.d_value, columns * problem.value_dim, A(0));
+    // Keys before first_key and from end_key on are nobody's: they are not read, and their gradients stay 0.
+    const std::int64_t needed = std::min(columns, sequence.end_key - column);
+    if (needed > 0 && column + columns > sequence.first_key) {
+        load_key_side(problem, sequence, kv_head, column, needed, scratch);
+        const RowRange rows = rows_for_keys(sequence, column, needed);
+        for (std::int64_t head = kv_head * problem.group; head < (kv_head + 1) * problem.group; ++head) {
+            for (std::int64_t row = rows.begin / kQueryTile * kQueryTile; row < rows.end; row += kQueryTile) {
+                Tile tile{&sequence, head, row, std::min(kQueryTile, sequence.queries - row), column, needed, false};
+                const Coverage covered = coverage(problem, tile);
+                tile.full = covered == Coverage::full && !problem.masks_single_scores();
+                if (covered != Coverage::none) {
+                    add_key_gradients(call, tile, scratch, statistics);
+                }
+            }
+        }
+    }
+    const auto write = [&](const std::optional<TensorView>& view, A* values, std::int64_t width) {
+        if (!view) {
+            return;
+        }
+        for (std::int64_t c = 0; c < columns; ++c) {
+            for (std::int64_t d = 0; d < width; ++d) {
+                values[c * width + d] += A(0);
+            }
+            store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype, 1,
+                  values + c * width, width);
+        }
+    };
+    write(call.gradients.dk, scratch.d_key, problem.head_dim);
+    write(call.gradients.dv, scratch.d_value, problem.value_dim);
+}
+
+/// dsink = −Σ rows weight of the sink · delta: a sink's dP is 0.
+template <class A>
+void sink_gradient(const BackwardCall& call, std::int64_t head, const RowStatistics<A>& statistics) {
+    const Problem& problem = call.problem;
+    const A sink = per_head_value<A>(*problem.sinks, 0, head);
+    double sum = 0.0;
+    for (std::int64_t b = 0; b < problem.batch && sink != kMinusInfinity<A>; ++b) {
+        for (std::int64_t row = 0; row < problem.queries; ++row) {
+            const std::int64_t at = (b * problem.heads + head) * problem.queries + row;
+            sum -= static_cast<double>(exp_fast(sink - statistics.lse[at])) * static_cast<double>(statistics.delta[at]);
+        }
+    }
+    const TensorView& dsinks = *call.gradients.dsinks;
+    store(dsinks.at(0, head, 0, 0), dsinks.dtype, 1, &sum, 1);
+}
+
+/// Adds up the parts of dalibi in the order of tiles.
+template <class A>
+void write_slope_gradients(const BackwardCall& call, const RowStatistics<A>& statistics) {
+    const Problem& problem = call.problem;
+    const TensorView& dalibi = *call.gradients.dalibi;
+    const std::int64_t tiles = tile_count(problem, Side::queries);
+    for (std::int64_t b = 0; b < dalibi.size(0); ++b) {
+        for (std::int64_t head = 0; head < problem.heads; ++head) {
+            double sum = 0.0;
+            for (std::int64_t number = 0; number < tiles; ++number) {
+                const TokenTile tile = locate_tile(problem, Side::queries, number);
+                if (tile.count > 0 && (dalibi.size(0) == 1 || tile.sequence.batch == b)) {
+                    sum += statistics.dalibi[number * problem.heads + head];
+                }
+            }
+            store(dalibi.at(b, head, 0, 0), dalibi.dtype, 1, &sum, 1);
+        }
+    }
+}
+
+template <class A>
+void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtime) {
+    using Scratch = BackwardScratch<A>;
+    const Problem& problem = call.problem;
+    const AttentionGradients& gradients = call.gradients;
+    const Workspace workspace(plan, gradients.workspace);
+    Carver carver = workspace.shared();
+    const RowStatistics<A> statistics = take_statistics<A>(call, carver);
+    const auto for_each_item = [&](std::int64_t items, const auto& work) {
+        run_items<Scratch>(problem, plan, workspace, runtime, items, work);
+    };
+    // Calls work(scratch, tile, number of tile, head) for all tiles of one side.
+    const auto for_each_token_tile = [&](Side side, std::int64_t heads, const auto& work) {
+        for_each_item(tile_count(problem, side) * heads, [&](const Scratch& scratch, std::int64_t item) {
+            const TokenTile tile = locate_tile(problem, side, item / heads);
+            if (tile.count > 0) {
+                work(scratch, tile, item / heads, item % heads);
+            }
+        });
+    };
+
+    for_each_token_tile(Side::queries, problem.heads,
+                        [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                            row_statistics(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                        });
+    if (gradients.dk || gradients.dv) {
+        for_each_token_tile(Side::keys, problem.kv_heads,
+                            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                                key_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                            });
+    }
+    if (gradients.dq || gradients.dalibi) {
+        for_each_token_tile(
+            Side::queries, problem.heads,
+            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
+                double* dalibi = gradients.dalibi ? statistics.dalibi + number * problem.heads + head : nullptr;
+                query_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics, dalibi);
+            });
+    }
+    if (gradients.dalibi) {
+        write_slope_gradients(call, statistics);
+    }
+    if (gradients.dsinks) {
+        for_each_item(problem.heads, [&](const Scratch&, std::int64_t head) { sink_gradient(call, head, statistics); });
+    }
+    if (gradients.dbias) {
+        run_bias_pass(call, plan, workspace, runtime, statistics);
+    }
+}
+
+template <class A>
+Plan plan_typed(const BackwardCall& call, const Runtime& runtime) {
+    const Problem& problem = call.problem;
+    const std::int64_t items = std::max(checked_multiply(tile_count(problem, Side::queries), problem.heads, "tiles"),
+                                        checked_multiply(tile_count(problem, Side::keys), problem.heads, "tiles"));
+    Plan plan;
+    plan.tasks = task_count(problem, runtime, items);
+    Carver shared;
+    (void)take_statistics<A>(call, shared);
+    plan.shared_bytes = shared.used();
+    Carver counter;
+    const BackwardScratch<A> scratch(problem, counter);
+    plan.task_bytes = counter.used();
+    return plan;
+}
+
+}  // namespace
+
+Plan plan_backward(const BackwardCall& call, const Runtime& runtime) {
+    return call.problem.compute == DType::f64 ? plan_typed<double>(call, runtime) : plan_typed<float>(call, runtime);
+}
+
+void run_backward(const BackwardCall& call, const Plan& plan, const Runtime& runtime) {
+    call.problem.compute == DType::f64 ? run_typed<double>(call, plan, runtime) : run_typed<float>(call, plan, runtime);
+}
+
+}  // namespace qkv::detail

@@ -1,0 +1,32 @@
+// Backward (Dao 2023, algorithm 2, cut so that every sum has one owner). With P = softmax(S), Z = dropout's factors,
+// dP = dO Vᵀ and delta = rowsum(dO ∘ O):
+//
+//     S = f(scale · Q Kᵀ)          P  = exp(S − lse)
+//     O = (P ∘ Z) V                dV = (P ∘ Z)ᵀ dO
+//                                  dS = P ∘ (Z ∘ dP − delta)       gradient of bias and ALiBi, then through f
+//                                  dQ = scale · dS K               dK = scale · dSᵀ Q
+//
+//     statistics     per row: lse with the sink, and delta
+//     keys pass      an item owns dK and dV of a tile of keys and walks over the queries of its head group
+//     queries pass   an item owns dQ of a tile of queries and walks over its keys, as forward does
+//     bias pass      an item owns a tile of dbias and walks over what it is repeated along
+//
+// S and dP are computed once per pass, which costs 7 products where 5 are the least, and buys the same bits for any
+// number of threads without a reduction.
+#pragma once
+
+#include "attention/plan.hpp"
+
+namespace qkv::detail {
+
+struct BackwardCall {
+    Problem problem;
+    ConstTensorView d_out;
+    AttentionSaved saved;
+    AttentionGradients gradients;
+};
+
+[[nodiscard]] Plan plan_backward(const BackwardCall& call, const Runtime& runtime);
+void run_backward(const BackwardCall& call, const Plan& plan, const Runtime& runtime);
+
+}  // namespace qkv::detail

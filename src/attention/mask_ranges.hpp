@@ -1,0 +1,74 @@
+// Which keys a tile of queries needs: every mask comes down to an ordered list of key ranges, each full or partial.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/problem.hpp"
+
+namespace qkv::detail {
+
+/// How much of a tile of scores the closed-form masks and block lists leave.
+enum class Coverage : std::uint8_t { none, partial, full };
+
+/// Columns [begin, end), cut at multiples of kKeyTile (or at the last needed key).
+struct KeyRange {
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+    bool full = false;  // every row of the tile may attend to every column
+};
+
+/// Lists the ranges for rows [row, row + rows) of a head, in ascending order; what lies between them is skipped.
+///
+///     rows of a causal tile             ranges
+///         1 1 1 1 1 1 0 0 0 0 0
+///         1 1 1 1 1 1 1 0 0 0 0         [0, 6) full, [6, 9) partial
+///         1 1 1 1 1 1 1 1 0 0 0
+///         1 1 1 1 1 1 1 1 1 0 0
+class KeyRanges {
+public:
+    KeyRanges(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row, std::int64_t rows);
+
+    /// The next range into `range`; false when there is none.
+    [[nodiscard]] bool next(KeyRange& range);
+
+private:
+    [[nodiscard]] Coverage coverage_at(std::int64_t column) const;
+
+    const Problem& problem_;
+    const Sequence& sequence_;
+    std::int64_t head_;
+    std::int64_t row_;
+    std::int64_t rows_;
+    std::int64_t column_ = 0;  // next tile to look at
+    std::int64_t end_ = 0;
+};
+
+/// Visits the tiles of one row block that have anything to attend to, in order of keys.
+template <class Visit>
+void for_each_tile(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,
+                   std::int64_t rows, const Visit& visit) {
+    KeyRanges ranges(problem, sequence, head, row, rows);
+    for (KeyRange range; ranges.next(range);) {
+        for (std::int64_t column = range.begin; column < range.end; column += kKeyTile) {
+            const bool full = range.full && !problem.masks_single_scores();
+            visit(Tile{&sequence, head, row, rows, column, std::min(kKeyTile, range.end - column), full});
+        }
+    }
+}
+
+/// The tile's coverage by closed-form masks and block lists.
+[[nodiscard]] Coverage coverage(const Problem& problem, const Tile& tile);
+
+/// The rows that can need columns [column, column + columns): a range outside of which coverage is none.
+struct RowRange {
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+};
+[[nodiscard]] RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64_t columns);
+
+/// allowed[r · kKeyTile + c] ← 1 where row r may attend to column c of a tile that is not full, by everything but the
+/// bias and the score function; 0 elsewhere, up to kKeyTile columns. False when nothing is left.
+[[nodiscard]] bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed);
+
+}  // namespace qkv::detail

@@ -1,0 +1,58 @@
+// Threads that help whoever asks.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace qkv {
+
+/// Jobs wait in a line; a helper takes one task at a time from the first that has any left. Whoever posts a job works
+/// on it too and so never waits for a helper to come: calls from several threads, and from inside tasks, cannot block
+/// each other.
+class ThreadPool {
+public:
+    using Body = std::function<void(std::int64_t)>;
+
+    /// Starts `helpers` threads. `abandoned` is the pool of a parent process, kept reachable but never touched.
+    ThreadPool(std::int64_t helpers, ThreadPool* abandoned);
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+    ~ThreadPool();
+
+    /// Runs body(0) .. body(tasks - 1) and returns when all have ended; throws the first exception they threw.
+    void run(std::int64_t tasks, const Body& body);
+
+    /// The process that owns the threads: after fork, a child has this object but not its threads.
+    [[nodiscard]] int process() const noexcept { return process_; }
+
+private:
+    struct Job {
+        const Body* body = nullptr;
+        std::int64_t tasks = 0;
+        std::int64_t taken = 0;
+        std::int64_t ended = 0;
+        std::exception_ptr error;
+        std::condition_variable done;
+        Job* next = nullptr;
+    };
+
+    void help();
+    void stop() noexcept;
+    /// Runs the job's next task; `lock` is held before and after. The job leaves the line with its last task.
+    void run_one(Job& job, std::unique_lock<std::mutex>& lock);
+
+    std::mutex mutex_;
+    std::condition_variable posted_;
+    Job* first_ = nullptr;
+    bool stopping_ = false;
+    int process_;
+    ThreadPool* abandoned_;
+    std::vector<std::thread> helpers_;
+};
+
+}  // namespace qkv

@@ -1,0 +1,178 @@
+#include "nn/attend.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/check.hpp"
+#include "qkv/attention.hpp"
+
+namespace qkv::nn {
+
+namespace {
+
+/// [batch, tokens, heads · head_dim], seen in place as [batch, heads, tokens, head_dim].
+template <class Tensor>
+auto heads_of(Tensor& x, std::int64_t heads) {
+    return tokens_first(x.data(), x.size(0), x.size(1), heads, x.size(2) / heads);
+}
+
+/// Bytes as the booleans that they are.
+ConstTensorView booleans(const std::vector<std::uint8_t>& bytes, const Shape4& shape) {
+    return {bytes.data(), DType::boolean, shape, contiguous_strides(shape)};
+}
+
+/// PyTorch draws dropout's mask in the memory order of the weights: [batch, heads, tokens, source tokens].
+template <class T>
+std::vector<std::uint8_t> drawn_keep(const Remembered<T>& memory, Generator* generator) {
+    const StepDropout& dropout = memory.options.dropout;
+    if (!dropout.training || dropout.probability == 0) {
+        return {};
+    }
+    if (generator == nullptr) {
+        fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
+             " in training needs a Generator in the Pass; give one, or call eval()");
+    }
+    BasicTensor<T> drawn({memory.queries.size(0), memory.options.heads, memory.queries.size(1), memory.keys.size(1)});
+    generator->bernoulli_(drawn.values(), 1.0 - dropout.probability);
+    std::vector<std::uint8_t> keep(static_cast<std::size_t>(drawn.numel()));
+    std::ranges::transform(drawn.values(), keep.begin(), [](T value) { return static_cast<std::uint8_t>(value != 0); });
+    return keep;
+}
+
+template <class T>
+AttentionOptions function_options(const Remembered<T>& memory) {
+    const std::int64_t batch = memory.queries.size(0);
+    const std::int64_t tokens = memory.queries.size(1);
+    const std::int64_t source_tokens = memory.keys.size(1);
+    AttentionOptions options;
+    if (memory.options.causal) {
+        options.mask = Mask::causal(Align::top_left);
+    }
+    if (!memory.allowed.empty()) {
+        options.mask = options.mask & Mask::allowed(booleans(memory.allowed, {batch, 1, 1, source_tokens}));
+    }
+    if (!memory.keep.empty()) {
+        options.dropout.p = memory.options.dropout.probability;
+        options.dropout.keep = booleans(memory.keep, {batch, memory.options.heads, tokens, source_tokens});
+    }
+    return options;
+}
+
+/// Each key/value head as often as query heads share it: [batch · kv_heads, …] → [batch · heads, …].
+template <class T>
+BasicTensor<T> repeated(const BasicTensor<T>& x, std::int64_t times) {
+    if (times == 1) {
+        return x;
+    }
+    BasicTensor<T> all({x.size(0) * times, x.size(1), x.size(2)});
+    const std::int64_t count = x.size(1) * x.size(2);
+    for (std::int64_t n = 0; n < all.size(0); ++n) {
+        std::copy_n(x.data() + n / times * count, count, all.data() + n * count);
+    }
+    return all;
+}
+
+template <class T>
+void record(const Remembered<T>& memory, BasicTrace<T>& trace) {
+    const AttendOptions& options = memory.options;
+    const BasicTensor<T> queries = split_heads(memory.queries, options.heads);
+    const BasicTensor<T> keys = split_heads(memory.keys, options.kv_heads);
+    const BasicTensor<T> values = split_heads(memory.values, options.kv_heads);
+    Shape kv_leading = options.leading;
+    if (options.kv_heads != options.heads) {
+        kv_leading.back() = options.kv_heads;
+    }
+    const auto shown = [&trace](const char* name, const BasicTensor<T>& tensor, Shape shape) {
+        shape.insert(shape.end(), tensor.shape().begin() + 1, tensor.shape().end());
+        trace.record(name, tensor.reshaped(std::move(shape)));
+    };
+    shown("queries", queries, options.leading);
+    shown("keys", keys, kv_leading);
+    shown("values", values, kv_leading);
+    const std::int64_t group = options.heads / options.kv_heads;
+    const StepMask mask{.causal = options.causal, .keys = options.source_mask, .heads_per_batch = options.heads};
+    const AttentionSteps<T> steps =
+        attention_steps(queries, repeated(keys, group), mask, memory.keep, options.dropout.probability);
+    record_steps(steps, options.leading, trace);
+}
+
+}  // namespace
+
+template <class T>
+void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
+    memory.options = std::move(options);
+    memory.keep = drawn_keep(memory, pass.generator);
+    memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
+    const std::int64_t heads = memory.options.heads;
+    const std::int64_t kv_heads = memory.options.kv_heads;
+    const std::int64_t batch = memory.queries.size(0);
+    const std::int64_t tokens = memory.queries.size(1);
+    memory.context = BasicTensor<T>({batch, tokens, memory.values.size(2) / kv_heads * heads});
+    memory.lse = BasicTensor<T>({batch, heads, tokens, 1});
+    attention(heads_of(std::as_const(memory.queries), heads), heads_of(std::as_const(memory.keys), kv_heads),
+              heads_of(std::as_const(memory.values), kv_heads), heads_of(memory.context, heads),
+              function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)});
+    if (pass.trace != nullptr) {
+        record(memory, *pass.trace);
+    }
+}
+
+template <class T>
+ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context) {
+    const std::int64_t heads = memory.options.heads;
+    const std::int64_t kv_heads = memory.options.kv_heads;
+    ProjectionGradients<T> gradients{BasicTensor<T>(memory.queries.shape()), BasicTensor<T>(memory.keys.shape()),
+                                     BasicTensor<T>(memory.values.shape())};
+    const std::int64_t batch = memory.queries.size(0);
+    const std::int64_t tokens = memory.queries.size(1);
+    attention_backward(
+        heads_of(memory.queries, heads), heads_of(memory.keys, kv_heads), heads_of(memory.values, kv_heads),
+        heads_of(d_context, heads),
+        {.lse = per_row(memory.lse.data(), batch, heads, tokens), .out = heads_of(memory.context, heads)},
+        {.dq = heads_of(gradients.queries, heads),
+         .dk = heads_of(gradients.keys, kv_heads),
+         .dv = heads_of(gradients.values, kv_heads)},
+        function_options(memory));
+    return gradients;
+}
+
+template <class T>
+const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory) {
+    if (memory == nullptr) {
+        fail(ErrorCode::invalid_argument,
+             "backward without a forward to go back over; call train() and forward() on this module first");
+    }
+    return *memory;
+}
+
+template <class T>
+BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
+    const Shape expected{memory.queries.size(0), memory.queries.size(1), width};
+    const bool one = d_output.rank() == 2 && expected[0] == 1;
+    const Shape found = one ? Shape{1, d_output.size(0), d_output.size(1)} : d_output.shape();
+    if (found != expected) {
+        fail(ErrorCode::shape_mismatch, "the gradient of the output has shape ", to_string(d_output.shape()),
+             "; expected ", to_string(expected));
+    }
+    return d_output.reshaped(expected);
+}
+
+template <class T>
+BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
+    for (std::int64_t i = 0; i < a.numel(); ++i) {
+        a.data()[i] += b.data()[i];
+    }
+    return a;
+}
+
+#define QKV_INSTANTIATE(T)                                                                               \
+    template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
+    template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
+    template const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>&);                   \
+    template BasicTensor<T> checked_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t); \
+    template BasicTensor<T> sum(BasicTensor<T>, const BasicTensor<T>&);
+QKV_INSTANTIATE(float)
+QKV_INSTANTIATE(double)
+#undef QKV_INSTANTIATE
+
+}  // namespace qkv::nn

@@ -1,0 +1,87 @@
+// What the trainable stages share: project, attend, remember for backward, and the way back.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "nn/attention_steps.hpp"
+#include "qkv/nn/linear.hpp"
+#include "qkv/nn/module.hpp"
+
+namespace qkv::nn {
+
+/// How a stage attends.
+struct AttendOptions {
+    std::int64_t heads = 1;
+    std::int64_t kv_heads = 1;
+    bool causal = false;
+    std::vector<bool> source_mask = {};  ///< empty, or [batch, source tokens]: true = may be attended to
+    StepDropout dropout = {};
+    /// Axes shown before [rows, columns] in a trace: none, the batch, the heads, or both.
+    Shape leading = {};
+};
+
+/// Options whose num_kv_heads is a number. Throws Error(invalid_argument) unless num_heads divides d_out and
+/// num_kv_heads divides num_heads.
+template <class Options>
+[[nodiscard]] Options with_kv_heads(Options options) {
+    check_heads(options.d_out, options.num_heads);
+    options.num_kv_heads = options.num_kv_heads == 0 ? options.num_heads : options.num_kv_heads;
+    check_kv_heads(options.num_heads, options.num_kv_heads);
+    return options;
+}
+
+/// Width of all keys, or values, of a token.
+template <class Options>
+[[nodiscard]] std::int64_t kv_width(const Options& options) {
+    return options.d_out / options.num_heads * options.num_kv_heads;
+}
+
+/// Forward's tensors that backward needs.
+template <class T>
+struct Remembered {
+    BasicTensor<T> query_input;         // [batch, tokens, width]
+    BasicTensor<T> source_input;        // [batch, source tokens, width]
+    BasicTensor<T> queries;             // [batch, tokens, heads · head_dim]
+    BasicTensor<T> keys;                // [batch, source tokens, kv_heads · head_dim]
+    BasicTensor<T> values;              // as keys
+    BasicTensor<T> context;             // as queries
+    BasicTensor<T> lse;                 // [batch, heads, tokens, 1]
+    std::vector<std::uint8_t> keep;     // dropout: [batch, heads, tokens, source tokens], or empty
+    std::vector<std::uint8_t> allowed;  // source mask: [batch, source tokens], or empty
+    AttendOptions options;
+};
+
+/// Gradients of the projected sequences, shaped as Remembered's.
+template <class T>
+struct ProjectionGradients {
+    BasicTensor<T> queries, keys, values;
+};
+
+/// context [batch, tokens, heads · head_dim] = softmax(Q Kᵀ / √head_dim) V per head, by qkv::attention. `memory` holds
+/// the inputs and the projected queries, keys and values already; the rest is filled in. A trace gets queries, keys,
+/// values and every step, as the plain passes of attention_steps see them.
+template <class T>
+void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass);
+
+template <class T>
+[[nodiscard]] ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context);
+
+/// What forward left, or Error(invalid_argument): backward needs a forward in training before it, of a module that is
+/// not const.
+template <class T>
+[[nodiscard]] const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory);
+
+/// The gradient that reaches a stage, [batch, rows, columns]; throws Error(shape_mismatch) unless it fits the output's
+/// shape.
+template <class T>
+[[nodiscard]] BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory,
+                                              std::int64_t width);
+
+/// a + b, elementwise.
+template <class T>
+[[nodiscard]] BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b);
+
+}  // namespace qkv::nn

@@ -1,0 +1,144 @@
+#include "qkv/nn/optimizer.hpp"
+
+#include <cmath>
+#include <string_view>
+
+#include "core/check.hpp"
+
+namespace qkv::nn {
+
+namespace {
+
+void check_not_negative(std::string_view name, double value) {
+    if (!std::isfinite(value) || value < 0) {
+        fail(ErrorCode::invalid_argument, name, " is ", value, "; expected a finite number, 0 or more");
+    }
+}
+
+void check_decay_rate(std::string_view name, double value) {
+    if (!(value >= 0 && value < 1)) {
+        fail(ErrorCode::invalid_argument, name, " is ", value, "; expected 0 or more and less than 1");
+    }
+}
+
+}  // namespace
+
+template <class T>
+Sgd<T>::Sgd(ParameterList<T> parameters, const SgdOptions& options)
+    : parameters_(std::move(parameters)), options_(options), velocity_(parameters_.size()) {
+    check_not_negative("lr", options.lr);
+    check_not_negative("momentum", options.momentum);
+    check_not_negative("weight_decay", options.weight_decay);
+}
+
+template <class T>
+void Sgd<T>::set_lr(double lr) {
+    check_not_negative("lr", lr);
+    options_.lr = lr;
+}
+
+template <class T>
+void Sgd<T>::step() {
+    const T lr = static_cast<T>(options_.lr);
+    const T momentum = static_cast<T>(options_.momentum);
+    const T decay = static_cast<T>(options_.weight_decay);
+    for (std::size_t place = 0; place < parameters_.size(); ++place) {
+        Parameter<T>& parameter = *parameters_[place].second;
+        if (parameter.gradient.empty()) {
+            continue;
+        }
+        BasicTensor<T>& velocity = velocity_[place];
+        if (velocity.empty()) {
+            velocity = BasicTensor<T>(parameter.value.shape());
+        }
+        for (std::int64_t i = 0; i < parameter.value.numel(); ++i) {
+            T& p = parameter.value.data()[i];
+            T& v = velocity.data()[i];
+            v = momentum * v + (parameter.gradient.data()[i] + decay * p);
+            p -= lr * v;
+        }
+    }
+}
+
+template <class T>
+AdamW<T>::AdamW(ParameterList<T> parameters, const AdamWOptions& options)
+    : parameters_(std::move(parameters)), options_(options), moments_(parameters_.size()) {
+    check_not_negative("lr", options.lr);
+    check_decay_rate("beta1", options.beta1);
+    check_decay_rate("beta2", options.beta2);
+    check_not_negative("eps", options.eps);
+    check_not_negative("weight_decay", options.weight_decay);
+}
+
+template <class T>
+void AdamW<T>::set_lr(double lr) {
+    check_not_negative("lr", lr);
+    options_.lr = lr;
+}
+
+template <class T>
+void AdamW<T>::step() {
+    for (std::size_t place = 0; place < parameters_.size(); ++place) {
+        Parameter<T>& parameter = *parameters_[place].second;
+        if (parameter.gradient.empty()) {
+            continue;
+        }
+        Moments& moments = moments_[place];
+        if (moments.first.empty()) {
+            moments.first = BasicTensor<T>(parameter.value.shape());
+            moments.second = BasicTensor<T>(parameter.value.shape());
+        }
+        // The step's constants in double, as PyTorch's Python scalars are.
+        const auto t = static_cast<double>(++moments.steps);
+        const T shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay);
+        const T one_minus_beta1 = static_cast<T>(1.0 - options_.beta1);
+        const T beta2 = static_cast<T>(options_.beta2);
+        const T one_minus_beta2 = static_cast<T>(1.0 - options_.beta2);
+        const T step_size = static_cast<T>(options_.lr / (1.0 - std::pow(options_.beta1, t)));
+        const T root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(options_.beta2, t)));
+        const T eps = static_cast<T>(options_.eps);
+        for (std::int64_t i = 0; i < parameter.value.numel(); ++i) {
+            T& p = parameter.value.data()[i];
+            T& m = moments.first.data()[i];
+            T& v = moments.second.data()[i];
+            const T g = parameter.gradient.data()[i];
+            p *= shrink;
+            m += one_minus_beta1 * (g - m);
+            v = beta2 * v + one_minus_beta2 * g * g;
+            p -= step_size * (m / (std::sqrt(v) / root_correction + eps));
+        }
+    }
+}
+
+template <class T>
+double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm) {
+    if (!(max_norm > 0)) {
+        fail(ErrorCode::invalid_argument, "max_norm is ", max_norm, "; expected more than 0");
+    }
+    double squares = 0;
+    for (const auto& [name, parameter] : parameters) {
+        for (const T g : parameter->gradient.values()) {
+            squares += static_cast<double>(g) * static_cast<double>(g);
+        }
+    }
+    const double norm = std::sqrt(squares);
+    // PyTorch's own small number keeps a norm of 0 from dividing.
+    const double scale = max_norm / (norm + 1e-6);
+    if (scale < 1) {
+        for (const auto& [name, parameter] : parameters) {
+            for (T& g : parameter->gradient.values()) {
+                g = static_cast<T>(static_cast<double>(g) * scale);
+            }
+        }
+    }
+    return norm;
+}
+
+template class Sgd<float>;
+template class Sgd<double>;
+template class AdamW<float>;
+template class AdamW<double>;
+template double clip_gradient_norm(const ParameterList<float>&, double);
+template double clip_gradient_norm(const ParameterList<double>&, double);
+
+}  // namespace qkv::nn
