@@ -301,7 +301,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
     if (!inputs.second.empty()) {
         drawn.push_back(&inputs.second);
     }
-    EXPECT_EQ(fnv1a(drawn), golden.at("inputs_digest"));
+    EXPECT_EQ(fnv1a(drawn), golden.at("inputs_digest").get<std::string>());
 
     AnyModule<float> module(golden, generator);
     const StateDict<float> stored = stored_state(name);
@@ -312,7 +312,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
         for (const auto& [parameter_name, parameter] : module.module().parameters()) {
             parameters.push_back(&parameter->value);
         }
-        EXPECT_EQ(fnv1a(parameters), golden.at("parameters_digest"));
+        EXPECT_EQ(fnv1a(parameters), golden.at("parameters_digest").get<std::string>());
     }
     if (golden.contains("dropout_seed")) {
         generator.manual_seed(golden.at("dropout_seed").get<std::uint64_t>());

@@ -247,6 +247,7 @@ TEST(Screens, FullShowsEveryNumber) {
 TEST(Screens, SayWhatLearnersStumbleOver) {
     const std::vector<std::string> screens = render_screens(run({}), {});
     std::vector<std::string> flat;
+    flat.reserve(screens.size());
     for (const std::string& screen : screens) {
         flat.push_back(std::regex_replace(screen, std::regex("\\s+"), " "));
     }
