@@ -1,4 +1,4 @@
-// Attention problems in files: what tests/python/attention_problems.py writes, for goldens and the live comparison.
+// Attention problems in files: what tests/torch/attention_problems.py writes, for goldens and the live comparison.
 //
 // One problem after another, little-endian as the machine is: 16 int64 (Header in the .cpp), then float64: scale,
 // softcap, dropout p; q, k, v, d_out; and allowed, bias, sinks, keep where the header announces them. All values are
