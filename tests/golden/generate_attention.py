@@ -12,7 +12,7 @@ import sys
 import torch
 
 here = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent / "python"))
+sys.path.insert(0, str(here.parent / "torch"))
 from attention_problems import answer, answer_shapes, encode, make  # noqa: E402
 
 

@@ -21,7 +21,7 @@ def run(*command, **keywords):
 def prefix(request, tmp_path_factory):
     """The library alone, installed: without program or tests it needs neither CLI11 nor fmt nor GoogleTest."""
     folder = tmp_path_factory.mktemp(request.param)
-    run("cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
+    run("cmake", "-S", ROOT, "-B", folder / "build", "-G", "Ninja",  # not optimised: it compiles in half the time
         f"-DBUILD_SHARED_LIBS={'ON' if request.param == 'shared' else 'OFF'}", "-DQKV_BUILD_PROGRAM=OFF",
         "-DQKV_BUILD_TESTS=OFF", "-DQKV_BUILD_EXAMPLES=OFF")
     run("cmake", "--build", folder / "build")
