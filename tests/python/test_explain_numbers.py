@@ -19,7 +19,8 @@ def qkv(program_dir):
 
 def test_the_default_document(qkv):
     document = explain(qkv)
-    assert set(document) == {"version", "tokens", "stages"}
+    assert set(document) == {"version", "tokens", "query", "stages"}
+    assert document["query"] == {"index": 1, "token": "journey"}  # counted from 0, as data is
     assert document["tokens"] == ["Your", "journey", "starts", "with", "one", "step"]
     assert [stage["stage"] for stage in document["stages"]] == ORDER
     assert [stage["seed"] for stage in document["stages"]] == [123, 123, 789, 123, 123, 123, 123]
