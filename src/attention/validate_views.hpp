@@ -28,7 +28,7 @@ void check_unit_stride(const ConstTensorView& view, const char* name);
 
 /// What an output must not touch.
 struct NamedView {
-    const char* name;
+    const char* name = nullptr;
     ConstTensorView view;
 };
 

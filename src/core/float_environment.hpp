@@ -17,6 +17,8 @@ public:
     ~FloatEnvironment() { write(saved_); }
     FloatEnvironment(const FloatEnvironment&) = delete;
     FloatEnvironment& operator=(const FloatEnvironment&) = delete;
+    FloatEnvironment(FloatEnvironment&&) = delete;
+    FloatEnvironment& operator=(FloatEnvironment&&) = delete;
 
 private:
 #if defined(__x86_64__) || defined(__i386__)

@@ -22,6 +22,8 @@ public:
     ThreadPool(std::int64_t helpers, ThreadPool* abandoned);
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
+    ThreadPool(ThreadPool&&) = delete;
+    ThreadPool& operator=(ThreadPool&&) = delete;
     ~ThreadPool();
 
     /// Runs body(0) .. body(tasks - 1) and returns when all have ended; throws the first exception they threw.
