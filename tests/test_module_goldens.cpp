@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <fstream>
@@ -15,6 +14,7 @@
 
 #include "qkv/io.hpp"
 #include "qkv/nn.hpp"
+#include "support/digest.hpp"
 
 namespace qkv::nn {
 namespace {
@@ -44,23 +44,6 @@ const Goldens& goldens() {
                        .tensors64 = io::read_safetensors<double>(kTensors)};
     }();
     return all;
-}
-
-std::string fnv1a(const std::vector<const Tensor*>& tensors) {
-    std::uint64_t digest = 0xCBF29CE484222325U;
-    for (const Tensor* tensor : tensors) {
-        for (const float value : tensor->values()) {
-            const auto bits = std::bit_cast<std::uint32_t>(value);
-            for (unsigned shift = 0; shift < 32; shift += 8) {
-                digest = (digest ^ ((bits >> shift) & 0xFFU)) * 0x100000001B3U;
-            }
-        }
-    }
-    std::string hex(16, '0');
-    for (std::size_t digit = 16; digit-- > 0; digest >>= 4U) {
-        hex[digit] = "0123456789abcdef"[digest & 0xFU];
-    }
-    return hex;
 }
 
 template <class To, class From>
@@ -301,7 +284,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
     if (!inputs.second.empty()) {
         drawn.push_back(&inputs.second);
     }
-    EXPECT_EQ(fnv1a(drawn), golden.at("inputs_digest").get<std::string>());
+    EXPECT_EQ(test::fnv1a(drawn), golden.at("inputs_digest").get<std::string>());
 
     AnyModule<float> module(golden, generator);
     const StateDict<float> stored = stored_state(name);
@@ -312,7 +295,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
         for (const auto& [parameter_name, parameter] : module.module().parameters()) {
             parameters.push_back(&parameter->value);
         }
-        EXPECT_EQ(fnv1a(parameters), golden.at("parameters_digest").get<std::string>());
+        EXPECT_EQ(test::fnv1a(parameters), golden.at("parameters_digest").get<std::string>());
     }
     if (golden.contains("dropout_seed")) {
         generator.manual_seed(golden.at("dropout_seed").get<std::uint64_t>());

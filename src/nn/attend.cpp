@@ -136,25 +136,33 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
     return gradients;
 }
 
-template <class T>
-const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory) {
-    if (memory == nullptr) {
+void check_remembered(bool remembered) {
+    if (!remembered) {
         fail(ErrorCode::invalid_argument,
              "backward without a forward to go back over; call train() and forward() on this module first");
     }
+}
+
+template <class T>
+const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory) {
+    check_remembered(memory != nullptr);
     return *memory;
 }
 
 template <class T>
-BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
-    const Shape expected{memory.queries.size(0), memory.queries.size(1), width};
-    const bool one = d_output.rank() == 2 && expected[0] == 1;
-    const Shape found = one ? Shape{1, d_output.size(0), d_output.size(1)} : d_output.shape();
-    if (found != expected) {
+void check_gradient(const BasicTensor<T>& d_output, const Shape& expected) {
+    if (d_output.shape() != expected) {
         fail(ErrorCode::shape_mismatch, "the gradient of the output has shape ", to_string(d_output.shape()),
              "; expected ", to_string(expected));
     }
-    return d_output.reshaped(expected);
+}
+
+template <class T>
+BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
+    const std::int64_t batch = memory.queries.size(0);
+    const std::int64_t tokens = memory.queries.size(1);
+    check_gradient(d_output, memory.batched ? Shape{batch, tokens, width} : Shape{tokens, width});
+    return d_output.reshaped({batch, tokens, width});
 }
 
 template <class T>
@@ -169,6 +177,7 @@ BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
     template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
     template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
     template const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>&);                   \
+    template void check_gradient(const BasicTensor<T>&, const Shape&);                                   \
     template BasicTensor<T> checked_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t); \
     template BasicTensor<T> sum(BasicTensor<T>, const BasicTensor<T>&);
 QKV_INSTANTIATE(float)

@@ -52,6 +52,7 @@ struct Remembered {
     std::vector<std::uint8_t> keep;     // dropout: [batch, heads, tokens, source tokens], or empty
     std::vector<std::uint8_t> allowed;  // source mask: [batch, source tokens], or empty
     AttendOptions options;
+    bool batched = false;  // whether the input, and so the output, had a batch axis
 };
 
 /// Gradients of the projected sequences, shaped as Remembered's.
@@ -69,13 +70,19 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass);
 template <class T>
 [[nodiscard]] ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context);
 
-/// What forward left, or Error(invalid_argument): backward needs a forward in training before it, of a module that is
-/// not const.
+/// Throws Error(invalid_argument) unless forward remembered something: backward needs a forward in training before it,
+/// of a module that is not const.
+void check_remembered(bool remembered);
+
+/// What forward left; throws as check_remembered.
 template <class T>
 [[nodiscard]] const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory);
 
-/// The gradient that reaches a stage, [batch, rows, columns]; throws Error(shape_mismatch) unless it fits the output's
-/// shape.
+/// Throws Error(shape_mismatch) unless a gradient of the output is shaped as the output was.
+template <class T>
+void check_gradient(const BasicTensor<T>& d_output, const Shape& expected);
+
+/// The gradient that reaches a stage, with a batch axis: [batch, tokens, width]. Throws as check_gradient.
 template <class T>
 [[nodiscard]] BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory,
                                               std::int64_t width);

@@ -13,10 +13,10 @@ namespace qkv::nn {
 /// Every matrix on the way from queries and keys to the weights. N counts batch × heads.
 template <class T>
 struct AttentionSteps {
-    BasicTensor<T> scores;                        // [N, Tq, Tk]  Q Kᵀ
-    BasicTensor<T> scaled;                        // [N, Tq, Tk]  scores / √head_dim
-    std::optional<BasicTensor<T>> masked;         // [N, Tq, Tk]  −∞ where nothing may be attended to; absent: no mask
-    BasicTensor<T> weights;                       // [N, Tq, Tk]  softmax of each row
+    BasicTensor<T> scores;                       // [N, Tq, Tk]  Q Kᵀ
+    BasicTensor<T> scaled;                       // [N, Tq, Tk]  scores / √head_dim
+    std::optional<BasicTensor<T>> masked;        // [N, Tq, Tk]  −∞ where nothing may be attended to; absent: no mask
+    BasicTensor<T> weights;                      // [N, Tq, Tk]  softmax of each row
     std::optional<BasicTensor<T>> dropout_mask;  // [N, Tq, Tk]  0 or 1/(1−p), absent: no dropout
     std::optional<BasicTensor<T>> dropped_weights;
 };

@@ -20,7 +20,7 @@ BasicCausalAttention<T>::BasicCausalAttention(const CausalAttentionOptions& opti
 template <class T>
 BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                                 Remembered<T>& memory) const {
-    const bool batched = x.rank() == 3;
+    memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
     memory.source_input = memory.query_input;
     check_context_length(memory.query_input.size(1), options_.context_length);
@@ -32,9 +32,9 @@ BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const P
     attend(memory,
            {.causal = true,
             .dropout = {options_.dropout, this->training()},
-            .leading = batched ? Shape{x.size(0)} : Shape{}},
+            .leading = memory.batched ? Shape{x.size(0)} : Shape{}},
            pass);
-    BasicTensor<T> context = without_batch(memory.context, batched);
+    BasicTensor<T> context = without_batch(memory.context, memory.batched);
     if (pass.trace != nullptr) {
         pass.trace->record("context", context);
     }
@@ -46,7 +46,7 @@ BasicTensor<T> BasicCausalAttention<T>::backward(const BasicTensor<T>& d_output)
     const Remembered<T>& memory = recall(memory_);
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
-    return without_batch(sum(std::move(d.queries), d.source), d_output.rank() == 3);
+    return without_batch(sum(std::move(d.queries), d.source), memory.batched);
 }
 
 template <class T>

@@ -22,7 +22,7 @@ template <class T>
 BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, const BasicTensor<T>& source,
                                                const Pass<T>& pass, const std::vector<bool>& source_mask,
                                                Remembered<T>& memory) const {
-    const bool batched = queries.rank() == 3;
+    memory.batched = queries.rank() == 3;
     const std::int64_t heads = options_.num_heads;
     memory.query_input = with_batch(queries, options_.d_query, "queries");  // [batch, tokens, d_query]
     memory.source_input = with_batch(source, options_.d_source, "source");  // [batch, source tokens, d_source]
@@ -46,9 +46,9 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
             .kv_heads = options_.num_kv_heads,
             .source_mask = source_mask,
             .dropout = {options_.dropout, this->training()},
-            .leading = batched ? Shape{queries.size(0), heads} : Shape{heads}},
+            .leading = memory.batched ? Shape{queries.size(0), heads} : Shape{heads}},
            pass);
-    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), batched);
+    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);
     if (pass.trace != nullptr) {
         record_output(memory.context, out_proj_, output, *pass.trace);
     }
@@ -58,11 +58,10 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
 template <class T>
 typename BasicCrossAttention<T>::InputGradients BasicCrossAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(memory_);
-    const bool batched = d_output.rank() == 3;
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
     const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
-    return {without_batch(std::move(d.queries), batched), without_batch(std::move(d.source), batched)};
+    return {without_batch(std::move(d.queries), memory.batched), without_batch(std::move(d.source), memory.batched)};
 }
 
 template <class T>

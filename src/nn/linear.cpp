@@ -16,6 +16,18 @@ void check_width(const char* what, std::int64_t width) {
     }
 }
 
+/// The shape of y for this x.
+template <class T>
+Shape output_shape(const BasicTensor<T>& x, std::int64_t d_in, std::int64_t d_out) {
+    if (x.rank() < 1 || x.size(-1) != d_in) {
+        fail(ErrorCode::shape_mismatch, "linear layer: input has shape ", to_string(x.shape()), "; expected [..., ",
+             d_in, "]");
+    }
+    Shape shape = x.shape();
+    shape.back() = d_out;
+    return shape;
+}
+
 }  // namespace
 
 template <class T>
@@ -38,13 +50,7 @@ BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bia
 
 template <class T>
 BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
-    if (x.rank() < 1 || x.size(-1) != d_in()) {
-        fail(ErrorCode::shape_mismatch, "linear layer: input has shape ", to_string(x.shape()), "; expected [..., ",
-             d_in(), "]");
-    }
-    Shape shape = x.shape();
-    shape.back() = d_out();
-    BasicTensor<T> y(std::move(shape));
+    BasicTensor<T> y(output_shape(x, d_in(), d_out()));
     const std::int64_t rows = x.numel() / d_in();
     multiply_transposed(x.data(), weight_.value.data(), y.data(), rows, d_out(), d_in());
     if (bias_) {
@@ -59,6 +65,10 @@ BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
 
 template <class T>
 BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y) {
+    if (const Shape expected = output_shape(x, d_in(), d_out()); d_y.shape() != expected) {
+        fail(ErrorCode::shape_mismatch, "linear layer: the gradient of the output has shape ", to_string(d_y.shape()),
+             "; expected ", to_string(expected));
+    }
     const std::int64_t rows = x.numel() / d_in();
     const BasicTensor<T> x_rows = x.reshaped({rows, d_in()});
     const BasicTensor<T> d_rows = d_y.reshaped({rows, d_out()});

@@ -9,6 +9,10 @@ namespace qkv::nn {
 
 template <class T>
 void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
+    if (more.shape() != value.shape()) {
+        fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(more.shape()), " for a parameter of shape ",
+             to_string(value.shape()));
+    }
     if (gradient.empty() && !value.empty()) {
         gradient = BasicTensor<T>(value.shape());
     }

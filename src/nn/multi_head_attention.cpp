@@ -21,7 +21,7 @@ BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOpti
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                                    Remembered<T>& memory) const {
-    const bool batched = x.rank() == 3;
+    memory.batched = x.rank() == 3;
     const std::int64_t heads = options_.num_heads;
     memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
     memory.source_input = memory.query_input;
@@ -36,9 +36,9 @@ BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, cons
             .kv_heads = options_.num_kv_heads,
             .causal = true,
             .dropout = {options_.dropout, this->training()},
-            .leading = batched ? Shape{x.size(0), heads} : Shape{heads}},
+            .leading = memory.batched ? Shape{x.size(0), heads} : Shape{heads}},
            pass);
-    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), batched);
+    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);
     if (pass.trace != nullptr) {
         record_output(memory.context, out_proj_, output, *pass.trace);
     }
@@ -51,7 +51,7 @@ BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_outp
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
     const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
-    return without_batch(sum(std::move(d.queries), d.source), d_output.rank() == 3);
+    return without_batch(sum(std::move(d.queries), d.source), memory.batched);
 }
 
 template <class T>

@@ -94,17 +94,17 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& 
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
-    return forward_heads(heads_, x, pass);
+    BasicTensor<T> context = forward_heads(heads_, x, pass);
+    output_shape_ = this->training() ? std::optional(context.shape()) : std::nullopt;
+    return context;
 }
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>& d_output) {
+    check_remembered(output_shape_.has_value());
+    check_gradient(d_output, *output_shape_);
     const std::int64_t width = heads_.front().options().d_out;
     const auto count = static_cast<std::int64_t>(heads_.size());
-    if (d_output.rank() < 2 || d_output.size(-1) != width * count) {
-        fail(ErrorCode::shape_mismatch, "the gradient of the output has shape ", to_string(d_output.shape()),
-             "; expected [.., tokens, ", width * count, "]");
-    }
     Shape shape = d_output.shape();
     shape.back() = width;
     BasicTensor<T> d_x;

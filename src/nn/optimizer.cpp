@@ -21,6 +21,20 @@ void check_decay_rate(std::string_view name, double value) {
     }
 }
 
+/// Whether there is anything to step along. Gradients are public, so what someone put there is checked.
+template <class T>
+bool has_gradient(const std::pair<std::string, Parameter<T>*>& named) {
+    const auto& [name, parameter] = named;
+    if (parameter->gradient.empty()) {
+        return false;
+    }
+    if (parameter->gradient.shape() != parameter->value.shape()) {
+        fail(ErrorCode::shape_mismatch, "the gradient of '", name, "' has shape ",
+             to_string(parameter->gradient.shape()), "; expected ", to_string(parameter->value.shape()));
+    }
+    return true;
+}
+
 }  // namespace
 
 template <class T>
@@ -43,10 +57,10 @@ void Sgd<T>::step() {
     const T momentum = static_cast<T>(options_.momentum);
     const T decay = static_cast<T>(options_.weight_decay);
     for (std::size_t place = 0; place < parameters_.size(); ++place) {
-        Parameter<T>& parameter = *parameters_[place].second;
-        if (parameter.gradient.empty()) {
+        if (!has_gradient(parameters_[place])) {
             continue;
         }
+        Parameter<T>& parameter = *parameters_[place].second;
         BasicTensor<T>& velocity = velocity_[place];
         if (velocity.empty()) {
             velocity = BasicTensor<T>(parameter.value.shape());
@@ -79,10 +93,10 @@ void AdamW<T>::set_lr(double lr) {
 template <class T>
 void AdamW<T>::step() {
     for (std::size_t place = 0; place < parameters_.size(); ++place) {
-        Parameter<T>& parameter = *parameters_[place].second;
-        if (parameter.gradient.empty()) {
+        if (!has_gradient(parameters_[place])) {
             continue;
         }
+        Parameter<T>& parameter = *parameters_[place].second;
         Moments& moments = moments_[place];
         if (moments.first.empty()) {
             moments.first = BasicTensor<T>(parameter.value.shape());

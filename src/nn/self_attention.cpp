@@ -35,7 +35,7 @@ BasicSelfAttention<T>::BasicSelfAttention(const SelfAttentionOptions& options, G
 template <class T>
 BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                               Remembered<T>& memory) const {
-    const bool batched = x.rank() == 3;
+    memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
     memory.source_input = memory.query_input;
     const auto project_raw = [&](const Parameter<T>& matrix) {  // x · W  [batch, tokens, d_out]
@@ -62,8 +62,8 @@ BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pas
             record_layers<T>({&linear_->query, &linear_->key, &linear_->value}, *pass.trace);
         }
     }
-    attend(memory, {.leading = batched ? Shape{x.size(0)} : Shape{}}, pass);
-    BasicTensor<T> context = without_batch(memory.context, batched);
+    attend(memory, {.leading = memory.batched ? Shape{x.size(0)} : Shape{}}, pass);
+    BasicTensor<T> context = without_batch(memory.context, memory.batched);
     if (pass.trace != nullptr) {
         pass.trace->record("context", context);
     }
@@ -74,10 +74,9 @@ template <class T>
 BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(memory_);
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
-    const bool batched = d_output.rank() == 3;
     if (linear_) {
         SequenceGradients<T> d = project_backward(linear_->query, linear_->key, linear_->value, memory, d_context);
-        return without_batch(sum(std::move(d.queries), d.source), batched);
+        return without_batch(sum(std::move(d.queries), d.source), memory.batched);
     }
     // q = x W:   dW = xᵀ d_q      d_x = d_q Wᵀ, and so for key and value
     const ProjectionGradients<T> d = attend_backward(memory, d_context);
@@ -95,7 +94,7 @@ BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
     BasicTensor<T> d_x = through(raw_->query, d.queries);
     d_x = sum(std::move(d_x), through(raw_->key, d.keys));
     d_x = sum(std::move(d_x), through(raw_->value, d.values));
-    return without_batch(std::move(d_x), batched);
+    return without_batch(std::move(d_x), memory.batched);
 }
 
 template <class T>

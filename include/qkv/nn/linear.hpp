@@ -21,7 +21,7 @@ public:
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x) const;
 
     /// d_y [..., d_out] → d_x [..., d_in] for the x that forward had. Adds d_yᵀ x to the weight's gradient and the sum
-    /// of d_y's rows to the bias's.
+    /// of d_y's rows to the bias's. Throws Error(shape_mismatch) unless x fits the layer and d_y the y of x.
     [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y);
 
     void visit_parameters(const std::string& prefix, const typename BasicModule<T>::Visitor& visit);

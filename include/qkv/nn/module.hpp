@@ -31,7 +31,7 @@ struct Parameter {
     Parameter() = default;
     explicit Parameter(BasicTensor<T> initial) : value(std::move(initial)), gradient(Shape{0}) {}
 
-    /// gradient += more, of value's shape.
+    /// gradient += more. Throws Error(shape_mismatch) unless `more` has value's shape.
     void add_gradient(const BasicTensor<T>& more);
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "qkv/nn/causal_attention.hpp"
@@ -47,6 +48,7 @@ protected:
 
 private:
     std::vector<BasicCausalAttention<T>> heads_;
+    std::optional<Shape> output_shape_;  // of the forward that backward goes back over
 };
 
 /// Causal multi-head attention (Vaswani et al. 2017, section 3.2.2): one projection to d_out, split into num_heads of

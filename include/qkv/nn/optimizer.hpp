@@ -26,7 +26,7 @@ class Sgd {
 public:
     /// Throws Error(invalid_argument) for a negative or non-finite option.
     Sgd(ParameterList<T> parameters, const SgdOptions& options);
-    /// One step over all parameters that have a gradient.
+    /// One step over all parameters that have a gradient. Throws Error(shape_mismatch) for one of another shape.
     void step();
     void set_lr(double lr);
 
@@ -54,7 +54,7 @@ class AdamW {
 public:
     /// Throws Error(invalid_argument) for an option out of its range.
     AdamW(ParameterList<T> parameters, const AdamWOptions& options);
-    /// One step over all parameters that have a gradient.
+    /// One step over all parameters that have a gradient. Throws Error(shape_mismatch) for one of another shape.
     void step();
     void set_lr(double lr);
 
