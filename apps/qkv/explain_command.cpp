@@ -61,7 +61,7 @@ explain::Request request_from(const Typed& typed) {
     }
     if (typed.dropout) {
         request.dropout = real_number("--dropout", *typed.dropout);
-        if (!(request.dropout >= 0.0 && request.dropout <= 1.0)) {
+        if (!(*request.dropout >= 0.0 && *request.dropout <= 1.0)) {
             throw Error(ErrorCode::invalid_argument,
                         "--dropout is " + *typed.dropout + "; expected a probability from 0 to 1");
         }
@@ -162,7 +162,7 @@ void add_explain_command(CLI::App& program) {
         ->group("Sentence");
     option("--source-embeddings", typed->source_embeddings, "cross: its vectors", "FILE")->group("Sentence");
 
-    option("--d-out", typed->d_out, "Width of queries, keys and values (default 2 for built-in vectors, else --dim)",
+    option("--d-out", typed->d_out, "Width of queries, keys and values (default 2 for journey and sun, else --dim)",
            "N")
         ->group("Parameters");
     option("--heads", typed->heads, "Number of heads (default 2)", "N")->group("Parameters");

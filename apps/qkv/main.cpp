@@ -63,9 +63,9 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
                                qkv::app::suggestion(word, commands));
         }
         if (flag) {
-            return fmt::format("unknown option {}{}; see qkv{}{} --help", qkv::explain::in_quotes(word),
-                               qkv::app::suggestion(word.substr(0, word.find('=')), known), chosen.empty() ? "" : " ",
-                               chosen.empty() ? "" : app.get_name());
+            const std::string command = chosen.empty() ? "qkv" : "qkv " + app.get_name();
+            return fmt::format("unknown option {}; see {} --help{}", qkv::explain::in_quotes(word), command,
+                               qkv::app::suggestion(word.substr(0, word.find('=')), known));
         }
         return fmt::format("unexpected {}; TEXT is one argument, so quote it", qkv::explain::in_quotes(word));
     }

@@ -28,7 +28,9 @@ inline constexpr std::int64_t kMaxTokens = 2048;
 /// The widest vectors and the most heads.
 inline constexpr std::int64_t kMaxWidth = 16384;
 inline constexpr std::int64_t kMaxHeads = 1024;
-inline constexpr std::int64_t kMaxContextLength = 16384;
+inline constexpr std::int64_t kMaxContextLength = 4096;
+/// The most weights of a stage, heads × queries × keys: 1 GB a matrix.
+inline constexpr std::int64_t kMaxWeights = std::int64_t{1} << 28;
 
 /// What to explain. Every field left empty has a default, see docs/explain.md.
 struct Request {
@@ -55,9 +57,9 @@ struct Request {
     bool qkv_bias = false;
     std::optional<std::uint64_t> seed = {};
 
-    double dropout = 0.0;
+    std::optional<double> dropout = {};  ///< with train; default 0
     bool train = false;
-    nn::Normalise normalise = nn::Normalise::softmax;
+    std::optional<nn::Normalise> normalise = {};  ///< simple; default softmax
 
     /// Sequences longer than this are cut to their first tokens, and the report says so.
     std::optional<std::int64_t> shown_tokens = {};

@@ -95,7 +95,7 @@ Sequence read_sequence(const std::filesystem::path& path, const std::optional<st
     }
     sequence.tokens = unique_labels(std::move(sequence.tokens));
     sequence.vectors = std::move(embeddings.vectors);
-    sequence.remarks.push_back(concat("Vectors from ", path.filename().string(), "."));
+    sequence.remarks.push_back(concat("Vectors from ", printable(path.filename().string()), "."));
     return sequence;
 }
 
@@ -191,7 +191,8 @@ Sequence main_sequence(const Request& request, Generator& generator) {
     const bool only_cross = request.stages == std::vector{Stage::cross};
     const bool translate =
         request.example == "translate" || (!drawn && !request.example && !request.embeddings && only_cross);
-    const bool draws_source = std::ranges::find(request.stages, Stage::cross) != request.stages.end();
+    const bool draws_source =
+        !request.source_embeddings && std::ranges::find(request.stages, Stage::cross) != request.stages.end();
     if (request.dim && !drawn && !translate && !draws_source) {
         fail(ErrorCode::invalid_argument, "--dim is the width of random vectors; this sentence has vectors of its own");
     }

@@ -1,5 +1,7 @@
 #include "explain/parameters.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "core/check.hpp"
@@ -32,6 +34,13 @@ std::optional<std::int64_t> count_heads(const StateDict<float>& state) {
 ParameterFile read_parameters(const std::filesystem::path& path, Stage stage) {
     ParameterFile file;
     file.state = io::read_safetensors<float>(path);
+    for (const auto& [name, tensor] : file.state) {
+        const auto odd = std::ranges::find_if(tensor.values(), [](float value) { return !std::isfinite(value); });
+        if (odd != tensor.values().end()) {
+            fail(ErrorCode::format, path.string(), ": tensor '", name, "' holds ", *odd, " at element ",
+                 odd - tensor.values().begin(), "; expected finite numbers");
+        }
+    }
     const Tensor* query = find_any(file.state, {"W_query.weight", "heads.0.W_query.weight", "q_proj_weight"});
     const Tensor* raw = find_any(file.state, {"W_query"});
     const Tensor* stacked = find_any(file.state, {"in_proj_weight"});
@@ -55,6 +64,10 @@ ParameterFile read_parameters(const std::filesystem::path& path, Stage stage) {
     file.sizes.heads = count_heads(file.state);
     file.sizes.qkv_bias = find_any(file.state, {"W_query.bias", "heads.0.W_query.bias", "in_proj_bias"}) != nullptr;
     if (const Tensor* mask = find_any(file.state, {"mask", "heads.0.mask"}); mask != nullptr && mask->rank() == 2) {
+        if (mask->size(0) < 1 || mask->size(0) > kMaxContextLength) {
+            fail(ErrorCode::shape_mismatch, path.string(), ": tensor 'mask' has shape ", to_string(mask->shape()),
+                 "; expected [context_length, context_length] of at most ", kMaxContextLength);
+        }
         file.sizes.context_length = mask->size(0);
     }
     return file;

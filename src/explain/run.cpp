@@ -60,14 +60,14 @@ void check_options_apply(const Request& request) {
                  "; it is for ", names);
         }
     };
-    applies(request.normalise != nn::Normalise::softmax, "--normalise", {simple});
+    applies(request.normalise.has_value(), "--normalise", {simple});
     applies(request.init.has_value(), "--init", {self});
     applies(request.d_out.has_value(), "--d-out", {self, causal, wrapper, multi_head, cross});
     applies(request.qkv_bias, "--qkv-bias", {self, causal, wrapper, multi_head, cross});
     applies(request.weights.has_value(), "--weights", {self, causal, wrapper, multi_head, cross});
     applies(request.heads.has_value(), "--heads", {wrapper, multi_head, cross});
     applies(request.context_length.has_value(), "--context-length", {causal, wrapper, multi_head});
-    applies(request.dropout != 0.0, "--dropout", {causal, wrapper, multi_head, cross});
+    applies(request.dropout.has_value(), "--dropout", {causal, wrapper, multi_head, cross});
     applies(request.train, "--train", {causal, wrapper, multi_head, cross});
     applies(request.source.has_value(), "--source", {cross});
     applies(request.source_embeddings.has_value(), "--source-embeddings", {cross});
@@ -93,15 +93,26 @@ struct Sizes {
     bool qkv_bias = false;
 };
 
-Sizes sizes_for(const Request& request, const Sequence& sequence, const ParameterFile* file) {
+Sizes sizes_for(Stage stage, const Request& request, const Sequence& sequence, const ParameterFile* file) {
     const std::int64_t width = sequence.vectors.size(1);
     const auto tokens = static_cast<std::int64_t>(sequence.tokens.size());
     const FileSizes found = file != nullptr ? file->sizes : FileSizes{};
-    const std::int64_t usual_d_out = sequence.d_out.value_or(width);
-    return {.d_out = request.d_out.value_or(found.d_out.value_or(usual_d_out)),
-            .heads = request.heads.value_or(found.heads.value_or(kDefaultHeads)),
+    const std::int64_t d_out = request.d_out.value_or(found.d_out.value_or(sequence.d_out.value_or(width)));
+    // Heads side by side always fit; a projection that is split needs a width that two divides.
+    const bool splits = stage == Stage::multi_head || stage == Stage::cross;
+    const std::int64_t usual_heads = splits && d_out % kDefaultHeads != 0 ? 1 : kDefaultHeads;
+    return {.d_out = d_out,
+            .heads = request.heads.value_or(found.heads.value_or(usual_heads)),
             .context_length = request.context_length.value_or(found.context_length.value_or(tokens)),
             .qkv_bias = request.qkv_bias || found.qkv_bias};
+}
+
+/// Every matrix of [heads, queries, keys] is kept, so their size has a limit.
+void check_weights(std::int64_t heads, std::int64_t queries, std::int64_t keys) {
+    if (heads * queries * keys > kMaxWeights) {
+        fail(ErrorCode::out_of_range, heads, " heads × ", queries, " queries × ", keys, " keys are ",
+             heads * queries * keys, " weights; expected at most ", kMaxWeights, ", because every matrix is kept");
+    }
 }
 
 /// Puts the file's parameters in place, if there is one, and the stage in the mode of the request.
@@ -114,7 +125,8 @@ void prepare(Module& module, const Request& request, const ParameterFile* file) 
     try {
         module.load_state_dict(file->state);
     } catch (const Error& error) {
-        fail(ErrorCode::shape_mismatch, request.weights->string(), ": ", error.what());
+        throw Error(error.code() == ErrorCode::out_of_memory ? error.code() : ErrorCode::shape_mismatch,
+                    concat(request.weights->string(), ": ", error.what()));
     }
 }
 
@@ -122,11 +134,12 @@ void run_stage(const Run& run, const Request& request, const Sequence& sequence,
                const ParameterFile* file, Generator& generator, StageReport& report) {
     const Tensor& x = sequence.vectors;
     const std::int64_t d_in = x.size(1);
-    const Sizes sizes = sizes_for(request, sequence, file);
+    const Sizes sizes = sizes_for(run.stage, request, sequence, file);
+    check_weights(sizes.heads, x.size(0), source != nullptr ? source->vectors.size(0) : x.size(0));
     const nn::Pass<float> pass{.generator = &generator, .trace = &report.tensors};
     switch (run.stage) {
         case Stage::simple: {
-            (void)nn::SimpleSelfAttention(request.normalise).forward(x, pass);
+            (void)nn::SimpleSelfAttention(report.normalise).forward(x, pass);
             break;
         }
         case Stage::self: {
@@ -143,7 +156,7 @@ void run_stage(const Run& run, const Request& request, const Sequence& sequence,
             nn::CausalAttention module({.d_in = d_in,
                                         .d_out = sizes.d_out,
                                         .context_length = sizes.context_length,
-                                        .dropout = request.dropout,
+                                        .dropout = report.dropout,
                                         .qkv_bias = sizes.qkv_bias},
                                        generator);
             prepare(module, request, file);
@@ -155,7 +168,7 @@ void run_stage(const Run& run, const Request& request, const Sequence& sequence,
             const nn::MultiHeadAttentionOptions options{.d_in = d_in,
                                                         .d_out = sizes.d_out,
                                                         .context_length = sizes.context_length,
-                                                        .dropout = request.dropout,
+                                                        .dropout = report.dropout,
                                                         .num_heads = sizes.heads,
                                                         .qkv_bias = sizes.qkv_bias};
             report.heads = sizes.heads;
@@ -175,7 +188,7 @@ void run_stage(const Run& run, const Request& request, const Sequence& sequence,
             nn::CrossAttention module({.d_query = d_in,
                                        .d_source = source->vectors.size(1),
                                        .d_out = sizes.d_out,
-                                       .dropout = request.dropout,
+                                       .dropout = report.dropout,
                                        .num_heads = sizes.heads,
                                        .qkv_bias = sizes.qkv_bias},
                                       generator);
@@ -244,10 +257,10 @@ Report run(const Request& request) {
         stage.seed = seed;
         stage.tokens = sentence.tokens;
         stage.query = query;
-        stage.dropout = request.dropout;
+        stage.dropout = request.dropout.value_or(0.0);
         stage.training = request.train;
-        stage.normalise = request.normalise;
-        stage.weights_file = request.weights ? request.weights->filename().string() : "";
+        stage.normalise = request.normalise.value_or(nn::Normalise::softmax);
+        stage.weights_file = request.weights ? printable(request.weights->filename().string()) : "";
         stage.remarks = sentence.remarks;
 
         Generator at_start = generator;
@@ -274,8 +287,8 @@ Report run(const Request& request) {
                 stage.remarks.push_back("Source: " + remark);
             }
         }
-        if (request.dropout > 0 && !request.train) {
-            stage.remarks.push_back(concat("--dropout ", request.dropout, " is idle without --train."));
+        if (stage.dropout > 0 && !request.train) {
+            stage.remarks.push_back(concat("--dropout ", stage.dropout, " is idle without --train."));
         }
         run_stage(run, request, asking, source ? &*source : nullptr, file ? &*file : nullptr, at_start, stage);
         report.stages.push_back(std::move(stage));

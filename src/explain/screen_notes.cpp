@@ -157,7 +157,9 @@ Lines causal_notes(const StageReport& stage) {
         "Why −∞ first? exp(−∞) = 0 before the row is normalised, so it still sums to one. Zeroing weights "
         "afterwards leaves rows that sum to less than 1.",
         "The mask selects: multiplying would make 0 · ∞ = nan. The diagonal stays, a token sees itself."};
-    if (drops(stage)) {
+    if (drops(stage) && stage.dropout == 1) {
+        notes.emplace_back("Dropout 1 drops every weight: nothing is left to scale.");
+    } else if (drops(stage)) {
         notes.push_back(
             fmt::format("Dropout {0} zeroes weights and scales the kept ones by 1/(1−{0}) = {1:.4g}, so their "
                         "expected sum stays 1; a single row's is not.",
@@ -193,8 +195,8 @@ Lines multi_head_notes(const StageReport& stage) {
 Lines cross_notes(const StageReport& stage) {
     return {fmt::format(
         "Which side asks? The sentence being written ({} rows); keys and values are the source it reads ({} "
-        "columns). Rows sum to one. No mask: no source token is in the future.",
-        stage.tokens.size(), stage.source_tokens.size())};
+        "columns).{} No mask: no source token is in the future.",
+        stage.tokens.size(), stage.source_tokens.size(), drops(stage) ? "" : " Rows sum to one.")};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "explain/text_cells.hpp"
 
@@ -82,7 +83,8 @@ Layout fitted_layout(const StageReport& stage, const Tensor& weights, const Tens
 
 bool is_masked(const StageReport& stage, std::int64_t head, std::int64_t query, std::int64_t key) {
     const Tensor* masked = stage.tensors.find("masked");
-    return masked != nullptr && std::isinf(row_of(*masked, head, query)[static_cast<std::size_t>(key)]);
+    return masked != nullptr &&
+           row_of(*masked, head, query)[static_cast<std::size_t>(key)] == -std::numeric_limits<float>::infinity();
 }
 
 /// One column of the step-by-step table.
@@ -156,7 +158,8 @@ std::vector<Column> step_columns(const StageReport& stage, const std::vector<std
     columns.push_back(number_column("weight", row("weights"), keys, digits));
     columns.back().sum = number(sum_of(row("weights")), digits);
     if (stage.heads > 1) {
-        columns.push_back(number_column("head 2", row_of(final_weights(stage), 1, stage.query), keys, digits, true));
+        columns.push_back(
+            number_column("head 2", row_of(*stage.tensors.find("weights"), 1, stage.query), keys, digits, true));
     }
     if (simple && stage.normalise != nn::Normalise::sum) {
         columns.push_back(number_column("s/Σs", row("sum_normalised"), keys, digits, true));

@@ -190,6 +190,17 @@ void write_file(const std::filesystem::path& path, const std::function<void(cons
 
     struct stat old{};
     const bool replaces = ::stat(target.c_str(), &old) == 0;
+    if (!replaces && std::filesystem::is_symlink(target, ignored)) {
+        fail(ErrorCode::io, "cannot write ", name, ": it is a link to something that is not there");
+    }
+    // The file behind this program's own output is being written already.
+    for (const int stream : {STDOUT_FILENO, STDERR_FILENO}) {
+        struct stat open_file{};
+        if (replaces && ::fstat(stream, &open_file) == 0 && open_file.st_dev == old.st_dev &&
+            open_file.st_ino == old.st_ino) {
+            fail(ErrorCode::io, "cannot write ", name, ": the program's own output goes there");
+        }
+    }
     if (replaces && !S_ISREG(old.st_mode)) {
         fail(ErrorCode::io, "cannot write ", name, ": it is ", kind_of(old.st_mode),
              "; expected a regular file or none");

@@ -32,6 +32,10 @@ std::vector<std::uint8_t> drawn_keep(const Remembered<T>& memory, Generator* gen
         fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
              " in training needs a Generator in the Pass; give one, or call eval()");
     }
+    if (dropout.probability == 1) {  // PyTorch drops everything without drawing
+        return std::vector<std::uint8_t>(static_cast<std::size_t>(memory.queries.size(0) * memory.options.heads *
+                                                                  memory.queries.size(1) * memory.keys.size(1)));
+    }
     BasicTensor<T> drawn({memory.queries.size(0), memory.options.heads, memory.queries.size(1), memory.keys.size(1)});
     generator->bernoulli_(drawn.values(), 1.0 - dropout.probability);
     std::vector<std::uint8_t> keep(static_cast<std::size_t>(drawn.numel()));

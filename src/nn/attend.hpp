@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "nn/attention_steps.hpp"
@@ -73,6 +74,18 @@ template <class T>
 /// Throws Error(invalid_argument) unless forward remembered something: backward needs a forward in training before it,
 /// of a module that is not const.
 void check_remembered(bool remembered);
+
+/// Runs a forward, and in training keeps what it wrote down.
+template <class T, class Compute>
+[[nodiscard]] BasicTensor<T> remembering(bool training, std::shared_ptr<const Remembered<T>>& kept,
+                                         const Compute& compute) {
+    auto memory = std::make_shared<Remembered<T>>();
+    BasicTensor<T> output = compute(*memory);
+    if (training) {
+        kept = std::move(memory);
+    }
+    return output;
+}
 
 /// What forward left; throws as check_remembered.
 template <class T>

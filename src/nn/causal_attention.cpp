@@ -43,7 +43,7 @@ BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const P
 
 template <class T>
 BasicTensor<T> BasicCausalAttention<T>::backward(const BasicTensor<T>& d_output) {
-    const Remembered<T>& memory = recall(memory_);
+    const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
     return without_batch(sum(std::move(d.queries), d.source), memory.batched);
@@ -57,10 +57,8 @@ BasicTensor<T> BasicCausalAttention<T>::forward(const BasicTensor<T>& x, const P
 
 template <class T>
 BasicTensor<T> BasicCausalAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
-    const auto memory = std::make_shared<Remembered<T>>();
-    BasicTensor<T> context = compute(x, pass, *memory);
-    memory_ = this->training() ? memory : nullptr;
-    return context;
+    return remembering<T>(this->training(), this->memory_,
+                          [&](Remembered<T>& memory) { return compute(x, pass, memory); });
 }
 
 template <class T>

@@ -57,7 +57,7 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
 
 template <class T>
 typename BasicCrossAttention<T>::InputGradients BasicCrossAttention<T>::backward(const BasicTensor<T>& d_output) {
-    const Remembered<T>& memory = recall(memory_);
+    const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
     const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
@@ -74,10 +74,8 @@ BasicTensor<T> BasicCrossAttention<T>::forward(const BasicTensor<T>& queries, co
 template <class T>
 BasicTensor<T> BasicCrossAttention<T>::forward(const BasicTensor<T>& queries, const BasicTensor<T>& source,
                                                const Pass<T>& pass, const std::vector<bool>& source_mask) {
-    const auto memory = std::make_shared<Remembered<T>>();
-    BasicTensor<T> output = compute(queries, source, pass, source_mask, *memory);
-    memory_ = this->training() ? memory : nullptr;
-    return output;
+    return remembering<T>(this->training(), this->memory_,
+                          [&](Remembered<T>& memory) { return compute(queries, source, pass, source_mask, memory); });
 }
 
 template <class T>

@@ -93,6 +93,7 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
                  "' is not the causal mask (1 above the diagonal, 0 elsewhere) of this module");
         }
     }
+    forget();
     for (const auto& [to, from] : moves) {
         *to = std::move(*from);
     }

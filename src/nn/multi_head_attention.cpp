@@ -47,7 +47,7 @@ BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, cons
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_output) {
-    const Remembered<T>& memory = recall(memory_);
+    const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
     const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
@@ -62,10 +62,8 @@ BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, cons
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
-    const auto memory = std::make_shared<Remembered<T>>();
-    BasicTensor<T> output = compute(x, pass, *memory);
-    memory_ = this->training() ? memory : nullptr;
-    return output;
+    return remembering<T>(this->training(), this->memory_,
+                          [&](Remembered<T>& memory) { return compute(x, pass, memory); });
 }
 
 template <class T>

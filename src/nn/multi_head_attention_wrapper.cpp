@@ -95,7 +95,9 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
     BasicTensor<T> context = forward_heads(heads_, x, pass);
-    output_shape_ = this->training() ? std::optional(context.shape()) : std::nullopt;
+    if (this->training()) {
+        output_shape_ = context.shape();
+    }
     return context;
 }
 
@@ -126,6 +128,16 @@ void BasicMultiHeadAttentionWrapper<T>::train(bool on) {
     BasicModule<T>::train(on);
     for (BasicCausalAttention<T>& head : heads_) {
         head.train(on);
+    }
+}
+
+template <class T>
+void BasicMultiHeadAttentionWrapper<T>::forget() {
+    output_shape_.reset();
+    for (BasicCausalAttention<T>& head : heads_) {
+        const bool trains = head.training();
+        head.eval();  // a head forgets when it leaves training
+        head.train(trains);
     }
 }
 

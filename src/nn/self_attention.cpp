@@ -72,7 +72,7 @@ BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pas
 
 template <class T>
 BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
-    const Remembered<T>& memory = recall(memory_);
+    const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
     if (linear_) {
         SequenceGradients<T> d = project_backward(linear_->query, linear_->key, linear_->value, memory, d_context);
@@ -105,10 +105,8 @@ BasicTensor<T> BasicSelfAttention<T>::forward(const BasicTensor<T>& x, const Pas
 
 template <class T>
 BasicTensor<T> BasicSelfAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
-    const auto memory = std::make_shared<Remembered<T>>();
-    BasicTensor<T> context = compute(x, pass, *memory);
-    memory_ = this->training() ? memory : nullptr;
-    return context;
+    return remembering<T>(this->training(), this->memory_,
+                          [&](Remembered<T>& memory) { return compute(x, pass, memory); });
 }
 
 template <class T>

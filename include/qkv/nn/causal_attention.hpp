@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
@@ -49,7 +48,6 @@ private:
 
     CausalAttentionOptions options_;
     BasicLinear<T> query_, key_, value_;
-    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using CausalAttention = BasicCausalAttention<float>;

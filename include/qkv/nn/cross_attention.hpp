@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "qkv/nn/linear.hpp"
@@ -58,7 +57,6 @@ private:
 
     CrossAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
-    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using CrossAttention = BasicCrossAttention<float>;

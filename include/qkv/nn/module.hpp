@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -55,7 +56,12 @@ public:
 
     /// In training, dropout is active, and forward on a module that is not const remembers what backward needs. A new
     /// module trains, as in PyTorch.
-    virtual void train(bool on = true) { training_ = on; }
+    virtual void train(bool on = true) {
+        training_ = on;
+        if (!on) {
+            forget();
+        }
+    }
     void eval() { train(false); }
     [[nodiscard]] bool training() const noexcept { return training_; }
 
@@ -77,6 +83,12 @@ public:
     void load_state_dict(const StateDict<T>& state);
 
 protected:
+    /// Drops what forward kept for backward: it belongs to parameters that are no more, or is no longer wanted.
+    virtual void forget() { memory_.reset(); }
+
+    /// Written by forward in training only, so several threads may run forward on one module in eval mode.
+    std::shared_ptr<const Remembered<T>> memory_;
+
     /// Adds the constant tensors that PyTorch's class registers as buffers (the causal `mask`).
     virtual void add_buffers(StateDict<T>& state) const;
     /// Rewrites a state_dict of a kindred class (torch.nn.MultiheadAttention) into this module's own names.

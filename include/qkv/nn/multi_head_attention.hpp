@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <vector>
 
@@ -45,6 +44,7 @@ public:
 
 protected:
     void add_buffers(StateDict<T>& state) const override;
+    void forget() override;
 
 private:
     std::vector<BasicCausalAttention<T>> heads_;
@@ -83,7 +83,6 @@ private:
 
     MultiHeadAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
-    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using MultiHeadAttentionWrapper = BasicMultiHeadAttentionWrapper<float>;

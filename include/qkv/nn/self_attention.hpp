@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 
@@ -57,7 +56,6 @@ private:
     SelfAttentionOptions options_;
     std::optional<RawMatrices> raw_;
     std::optional<Layers> linear_;
-    std::shared_ptr<const Remembered<T>> memory_;
 };
 
 using SelfAttention = BasicSelfAttention<float>;
