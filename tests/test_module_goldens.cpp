@@ -284,7 +284,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
     if (!inputs.second.empty()) {
         drawn.push_back(&inputs.second);
     }
-    EXPECT_EQ(test::fnv1a(drawn), golden.at("inputs_digest"));
+    EXPECT_EQ(test::fnv1a(drawn), golden.at("inputs_digest").get<std::string>());
 
     AnyModule<float> module(golden, generator);
     const StateDict<float> stored = stored_state(name);
@@ -295,7 +295,7 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
         for (const auto& [parameter_name, parameter] : module.module().parameters()) {
             parameters.push_back(&parameter->value);
         }
-        EXPECT_EQ(test::fnv1a(parameters), golden.at("parameters_digest"));
+        EXPECT_EQ(test::fnv1a(parameters), golden.at("parameters_digest").get<std::string>());
     }
     if (golden.contains("dropout_seed")) {
         generator.manual_seed(golden.at("dropout_seed").get<std::uint64_t>());
