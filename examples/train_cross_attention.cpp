@@ -1,4 +1,26 @@
 // Training: cross-attention learns to read a sequence backwards.
+//
+// Prints:
+//   weights before: row = query, column = source place
+//     0.16  0.17  0.17  0.17  0.16  0.16
+//     0.16  0.18  0.17  0.17  0.15  0.16
+//     0.17  0.17  0.17  0.17  0.17  0.16
+//     0.17  0.17  0.16  0.16  0.16  0.17
+//     0.17  0.17  0.17  0.18  0.16  0.16
+//     0.17  0.17  0.16  0.15  0.18  0.17
+//   step  1  loss 0.4791
+//   step 10  loss 0.1145
+//   step 20  loss 0.0856
+//   step 30  loss 0.0778
+//   step 40  loss 0.0525
+//   step 50  loss 0.0364
+//   weights after: row = query, column = source place
+//     0.00  0.00  0.00  0.00  0.00  1.00
+//     0.00  0.00  0.00  0.00  1.00  0.00
+//     0.00  0.00  0.00  1.00  0.00  0.00
+//     0.00  0.00  1.00  0.00  0.00  0.00
+//     0.00  1.00  0.00  0.00  0.00  0.00
+//     1.00  0.00  0.00  0.00  0.00  0.00
 #include <cstdio>
 
 #include "reversal.hpp"

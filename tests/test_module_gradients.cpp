@@ -2,9 +2,11 @@
 // forgotten on request, and a backward that has nothing to go back over is an error.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -54,7 +56,7 @@ struct Subject {
 
 private:
     template <class AnyModule>
-    Tensor64 call(AnyModule& any, const Pass64& pass) const {
+    [[nodiscard]] Tensor64 call(AnyModule& any, const Pass64& pass) const {
         if constexpr (std::is_same_v<Module, BasicCrossAttention<double>>) {
             return any.forward(inputs[0], inputs[1], pass, source_mask);
         } else {

@@ -3,10 +3,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,37 +30,20 @@ BasicTensor<T> converted(const Tensor& tensor) {
     return BasicTensor<T>(tensor.shape(), std::vector<T>(tensor.values().begin(), tensor.values().end()));
 }
 
-/// The optimizer of a run, with or without clipping.
+/// One step of the run's optimizer, after clipping where the run clips.
 template <class T>
-class Optimizer {
-public:
-    Optimizer(const Json& run, const ParameterList<T>& parameters) : parameters_(parameters) {
-        const double lr = run.at("lr");
-        const double weight_decay = run.at("weight_decay");
-        if (run.at("optimizer") == "AdamW") {
-            adamw_.emplace(parameters, AdamWOptions{.lr = lr, .weight_decay = weight_decay});
-        } else {
-            sgd_.emplace(parameters,
-                         SgdOptions{.lr = lr, .momentum = run.at("momentum"), .weight_decay = weight_decay});
-        }
-        if (run.contains("max_norm")) {
-            max_norm_ = run.at("max_norm");
-        }
+std::function<void()> optimizer_step(const Json& run, const ParameterList<T>& parameters) {
+    const double lr = run.at("lr");
+    const double weight_decay = run.at("weight_decay");
+    if (run.at("optimizer") == "AdamW") {
+        return [adamw = AdamW<T>(parameters, {.lr = lr, .weight_decay = weight_decay})]() mutable { adamw.step(); };
     }
-
-    void step() {
-        if (max_norm_) {
-            (void)clip_gradient_norm(parameters_, *max_norm_);
-        }
-        adamw_ ? adamw_->step() : sgd_.value().step();
-    }
-
-private:
-    ParameterList<T> parameters_;
-    std::optional<double> max_norm_;
-    std::optional<AdamW<T>> adamw_;
-    std::optional<Sgd<T>> sgd_;
-};
+    Sgd<T> sgd(parameters, {.lr = lr, .momentum = run.at("momentum"), .weight_decay = weight_decay});
+    return [sgd, parameters, max_norm = run.at("max_norm").get<double>()]() mutable {
+        (void)clip_gradient_norm(parameters, max_norm);
+        sgd.step();
+    };
+}
 
 /// The losses of a run in T, from the same float32 parameters and sequences.
 template <class T>
@@ -76,7 +60,7 @@ std::vector<double> trained(const Json& run) {
     for (const auto& [name, parameter] : drawn.parameters()) {
         parameters.push_back(&parameter->value);
     }
-    EXPECT_EQ(test::fnv1a(parameters), run.at("parameters_digest"));
+    EXPECT_EQ(test::fnv1a(parameters), run.at("parameters_digest").get<std::string>());
     StateDict<T> state;
     for (const auto& [name, tensor] : drawn.state_dict()) {
         state.emplace(name, converted<T>(tensor));
@@ -85,7 +69,7 @@ std::vector<double> trained(const Json& run) {
     BasicCrossAttention<T> module(options, unused);
     module.load_state_dict(state);
 
-    Optimizer<T> optimizer(run, module.parameters());
+    const std::function<void()> step_optimizer = optimizer_step(run, module.parameters());
     std::vector<double> losses;
     for (int step = 0; step < golden().at("task").at("steps"); ++step) {
         const Reversal task(generator);
@@ -95,7 +79,7 @@ std::vector<double> trained(const Json& run) {
         losses.push_back(loss);
         module.zero_gradients();
         (void)module.backward(d_output);
-        optimizer.step();
+        step_optimizer();
     }
     return losses;
 }
