@@ -90,6 +90,7 @@ TEST(AttentionBits, SurviveCallsFromSeveralThreadsAtOnce) {
     const Outcome one(Runtime::serial());
     std::vector<int> equal(4, 0);
     std::vector<std::thread> callers;
+    callers.reserve(equal.size());
     for (int& result : equal) {
         callers.emplace_back([&] { result = Outcome(runtime) == one ? 1 : 0; });
     }

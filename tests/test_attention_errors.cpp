@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -55,7 +56,7 @@ const Bad kBadForward[] = {
     {"q has type bool", [](Call& c) { c.q.dtype = DType::boolean; }},
     {"k has type f64", [](Call& c) { c.k.dtype = DType::f64; }},
     {"out has type f16", [](Call& c) { c.out.dtype = DType::f16; }},
-    {"q is on device", [](Call& c) { c.q.device = static_cast<Device>(1); }},
+    {"q is on device", [](Call& c) { c.q.device = std::bit_cast<Device>(std::uint8_t{1}); }},
     {"v has shape [2, 2, 5, 8]", [](Call& c) { c.v.shape[2] = 5; }},
     {"k has shape [2, 2, 6, 7]", [](Call& c) { c.k.shape[3] = 7; }},
     {"k has shape [1, 2, 6, 8]", [](Call& c) { c.k.shape[0] = 1; }},

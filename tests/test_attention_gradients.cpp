@@ -3,7 +3,9 @@
 
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <numeric>
+#include <string>
 
 #include "support/small.hpp"
 
@@ -20,7 +22,6 @@ struct Feature {
 // Slopes, sinks and bias live here so that they can be moved by a step.
 struct Parameters {
     std::vector<double> bias, slopes, sinks;
-    Shape4 bias_shape;
 };
 
 /// d loss / d x by (f(x + h) − f(x − h)) / 2h, compared with what backward says.
@@ -54,7 +55,7 @@ void check_gradients(const AttentionOptions& base, const Shape4& bias_shape, con
     parameters.bias =
         support::normals(random, bias_shape[0] * bias_shape[1] * bias_shape[2] * bias_shape[3], DType::f64);
     if (parameters.bias.size() > 1) {
-        parameters.bias[1] = -INFINITY;
+        parameters.bias[1] = -std::numeric_limits<double>::infinity();
     }
     parameters.slopes = support::normals(random, 4, DType::f64, 0.3);
     parameters.sinks = support::normals(random, 4, DType::f64);

@@ -52,14 +52,14 @@ TEST(AttentionMemory, ACallWithAWorkspaceAllocatesNothing) {
         extras.lse = p.lse_view();
         const auto size =
             attention_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.out_view(), options, extras, runtime);
-        support::Guarded workspace(size);
+        const support::Guarded workspace(size);
         extras.workspace = {workspace.data(), size};
         AttentionGradients gradients = p.gradients();
         gradients.dbias = view(dbias.data(), {1, 1, 150, 150});
         gradients.dalibi = per_head(dnumbers.data(), 4);
         const auto backward_size = attention_backward_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.d_out_view(),
                                                                      p.saved(), gradients, options, runtime);
-        support::Guarded backward_workspace(backward_size);
+        const support::Guarded backward_workspace(backward_size);
         gradients.workspace = {backward_workspace.data(), backward_size};
         runtime.parallel_for(threads, [](std::int64_t) {});  // starts the threads
         const std::int64_t before = allocations;
@@ -87,6 +87,8 @@ struct Sparse {
           data(::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
     Sparse(const Sparse&) = delete;
     Sparse& operator=(const Sparse&) = delete;
+    Sparse(Sparse&&) = delete;
+    Sparse& operator=(Sparse&&) = delete;
     ~Sparse() { ::munmap(data, bytes); }
     std::size_t bytes;
     void* data;

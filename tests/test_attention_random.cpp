@@ -52,8 +52,8 @@ struct Expected {
 void check_forward(AttentionCase& test, const Expected& expected, const Runtime& runtime, Stored& out, Stored& lse) {
     const oracle::Problem& dense = test.dense;
     const Shape4 score_shape{dense.batch, dense.heads, dense.queries, dense.keys};
-    Stored weights = test.result(score_shape, test.dtype);
-    Stored scores = test.result(score_shape, test.compute);
+    const Stored weights = test.result(score_shape, test.dtype);
+    const Stored scores = test.result(score_shape, test.compute);
     AttentionExtras extras;
     extras.lse = lse.view;
     extras.weights = weights.view;
@@ -72,13 +72,13 @@ void check_backward(AttentionCase& test, const Expected& expected, const Runtime
                     const Stored& lse) {
     const oracle::Problem& dense = test.dense;
     const Shape4 score_shape{dense.batch, dense.heads, dense.queries, dense.keys};
-    Stored dq = test.result(test.q.view.shape, test.dtype);
-    Stored dk = test.result(test.k.view.shape, test.dtype);
-    Stored dv = test.result(test.v.view.shape, test.dtype);
-    Stored dbias = test.result(test.bias_shape, test.compute);
-    Stored dalibi = test.result(test.slopes_shape, test.compute);
-    Stored dsinks = test.result({1, dense.heads, 1, 1}, test.compute);
-    AttentionSaved saved{.lse = lse.view, .lse_counts_sinks = false, .out = out.view, .delta = std::nullopt};
+    const Stored dq = test.result(test.q.view.shape, test.dtype);
+    const Stored dk = test.result(test.k.view.shape, test.dtype);
+    const Stored dv = test.result(test.v.view.shape, test.dtype);
+    const Stored dbias = test.result(test.bias_shape, test.compute);
+    const Stored dalibi = test.result(test.slopes_shape, test.compute);
+    const Stored dsinks = test.result({1, dense.heads, 1, 1}, test.compute);
+    const AttentionSaved saved{.lse = lse.view, .lse_counts_sinks = false, .out = out.view, .delta = std::nullopt};
     AttentionGradients gradients{.dq = dq.view,
                                  .dk = dk.view,
                                  .dv = dv.view,

@@ -64,7 +64,7 @@ TEST(AttentionState, PartsOverKeysMergeToTheWhole) {
     std::vector<double> dq(merged.dq.size()), dk(merged.dk.size()), dv(merged.dv.size()), dalibi(4);
     const std::int64_t cuts[] = {0, 17, 64, 90};
     for (std::size_t part = 0; part < 3; ++part) {
-        Part piece(whole, cuts[part], cuts[part + 1], options);
+        const Part piece(whole, cuts[part], cuts[part + 1], options);
         Small<double> result(kSizes);
         AttentionExtras extras;
         extras.lse = result.lse_view();
@@ -89,7 +89,7 @@ TEST(AttentionState, PartsOverKeysMergeToTheWhole) {
                        whole_gradients, options);
     for (std::size_t part = 0; part < 3; ++part) {
         const std::int64_t begin = cuts[part];
-        Part piece(whole, begin, cuts[part + 1], options);
+        const Part piece(whole, begin, cuts[part + 1], options);
         const Shape4 strides{2 * kKeys * kDim, kKeys * kDim, kDim, 1};
         Small<double> result(kSizes);
         std::vector<double> part_dalibi(4);

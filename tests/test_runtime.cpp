@@ -47,6 +47,7 @@ TEST(Runtime, CallsMayMeetAndNest) {
     const Runtime runtime(3);
     std::atomic<int> ran{0};
     std::vector<std::thread> callers;
+    callers.reserve(4);
     for (int caller = 0; caller < 4; ++caller) {
         callers.emplace_back([&] {
             for (int round = 0; round < 50; ++round) {

@@ -98,8 +98,7 @@ void take_scores(Problem& problem, const AttentionOptions& options) {
         fail(ErrorCode::invalid_argument, "scale is ", problem.scale, "; expected a finite number");
     }
     problem.softcap = options.softcap;
-    const bool softcap_fits = options.softcap >= 0.0 && std::isfinite(options.softcap);  // false for NaN
-    if (!softcap_fits) {
+    if (options.softcap < 0.0 || !std::isfinite(options.softcap)) {
         fail(ErrorCode::invalid_argument, "softcap is ", options.softcap, "; expected 0 (off) or a positive number");
     }
     if (options.sinks) {

@@ -36,6 +36,8 @@ struct AttentionCase {
 
     AttentionCase(const AttentionCase&) = delete;
     AttentionCase& operator=(const AttentionCase&) = delete;
+    AttentionCase(AttentionCase&&) = delete;
+    AttentionCase& operator=(AttentionCase&&) = delete;
     ~AttentionCase() = default;
 
 private:

@@ -57,7 +57,7 @@ public:
     }
 
 private:
-    Real round(Real value) const {
+    [[nodiscard]] Real round(Real value) const {
         if (arithmetic_ == Arithmetic::bf16 || arithmetic_ == Arithmetic::f16) {
             return static_cast<Real>(round_to(static_cast<double>(value), arithmetic_));
         }

@@ -72,8 +72,12 @@ struct Small {
 
 /// Bit for bit: NaN equals itself, −0 does not equal 0.
 template <class T>
+[[nodiscard]] bool same_bits(const T* a, const T* b, std::size_t count) {
+    return count == 0 || std::memcmp(a, b, count * sizeof(T)) == 0;
+}
+template <class T>
 [[nodiscard]] bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-    return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+    return a.size() == b.size() && same_bits(a.data(), b.data(), a.size());
 }
 
 template <class T>
