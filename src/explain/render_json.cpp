@@ -62,7 +62,12 @@ std::string stage_head(const StageReport& stage) {
     if (stage.stage == Stage::simple) {
         head["normalise"] = normalise_name(stage.normalise);
     } else {
+        const auto width = [&stage](const char* tensor) { return stage.tensors.find(tensor)->size(-1); };
         head["heads"] = stage.heads;
+        head["d_in"] = width("inputs");
+        head["d_out"] =
+            width(stage.stage == Stage::wrapper ? "values" : "context");  // a wrapper's is that of each head
+        head["head_dim"] = width("queries");
         head["dropout"] = stage.dropout;
         head["training"] = stage.training;
     }
