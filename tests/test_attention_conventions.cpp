@@ -235,6 +235,32 @@ TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
     EXPECT_TRUE(std::ranges::all_of(by_bias.dk, [](float x) { return std::isfinite(x); }));
 }
 
+// Ranges computed from a band against the same band spelled out: at the edges of tiles, one pair decides over a tile.
+TEST(AttentionConventions, ABandSkipsNoPairThatItAllows) {
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 130, .keys = 130, .head_dim = 2, .value_dim = 2};
+    for (const std::int64_t left : {0, 1, 2, 62, 63, 64, 65, 66, 127, 128}) {
+        for (const std::int64_t right : {0, 1, 63, 64, 65}) {
+            std::vector<char> storage(130 * 130);
+            for (std::int64_t i = 0; i < 130; ++i) {
+                for (std::int64_t j = 0; j < 130; ++j) {
+                    storage[static_cast<std::size_t>(i * 130 + j)] = static_cast<char>(j >= i - left && j <= i + right);
+                }
+            }
+            Small<float> computed(sizes);
+            Small<float> spelled_out(sizes);
+            AttentionOptions options;
+            options.mask = Mask::window(left, right, Align::top_left);
+            computed.forward(options);
+            computed.backward(options);
+            options.mask = Mask::allowed(view(reinterpret_cast<bool*>(storage.data()), {1, 1, 130, 130}));
+            spelled_out.forward(options);
+            spelled_out.backward(options);
+            EXPECT_TRUE(same_results(computed, spelled_out)) << left << ' ' << right;
+        }
+    }
+}
+
 TEST(AttentionConventions, HalfInputsTimes100DoNotOverflow) {
     const support::Sizes sizes{
         .batch = 1, .heads = 2, .kv_heads = 1, .queries = 40, .keys = 50, .head_dim = 64, .value_dim = 16};
