@@ -35,7 +35,7 @@ void run(CLI::App& program, int argc, char** argv) {
         }
     } catch (const CLI::CallForHelp&) {
         const auto chosen = program.get_subcommands();
-        print(chosen.empty() ? program.help() : chosen.front()->help());
+        print(chosen.empty() ? program.help() : chosen.front()->help(program.get_name()));
     } catch (const CLI::CallForVersion&) {
         print(program.version() + '\n');
     }
