@@ -59,13 +59,17 @@ void check_forward(AttentionCase& test, const Expected& expected, const Runtime&
     extras.weights = weights.view;
     extras.scores = scores.view;
     attention(test.q.view, test.k.view, test.v.view, out.view, test.options, extras, runtime);
-    expect_rule("out", read(out.view), expected.exact.out, expected.plain.out, out.view.dtype);
-    expect_rule("lse", read(lse.view), expected.exact.lse_with_sink, expected.plain.lse_with_sink, test.compute);
-    expect_rule("weights", read(weights.view), expected.exact.weights, expected.plain.weights, test.dtype);
-    expect_rule("scores", read(scores.view), expected.exact.masked, expected.plain.masked, test.compute);
+    expect_rule("out", read(out.view), expected.exact.out, expected.plain.out, out.view.dtype, expected.exact.out_size);
+    expect_rule("lse", read(lse.view), expected.exact.lse_with_sink, expected.plain.lse_with_sink, test.compute,
+                expected.exact.lse_size);
+    expect_rule("weights", read(weights.view), expected.exact.weights, expected.plain.weights, test.dtype,
+                expected.exact.weights_size);
+    expect_rule("scores", read(scores.view), expected.exact.masked, expected.plain.masked, test.compute,
+                expected.exact.scores_size);
     extras.lse_counts_sinks = false;
     attention(test.q.view, test.k.view, test.v.view, out.view, test.options, extras, runtime);
-    expect_rule("lse without sinks", read(lse.view), expected.exact.lse, expected.plain.lse, test.compute);
+    expect_rule("lse without sinks", read(lse.view), expected.exact.lse, expected.plain.lse, test.compute,
+                expected.exact.lse_size);
 }
 
 void check_backward(AttentionCase& test, const Expected& expected, const Runtime& runtime, const Stored& out,

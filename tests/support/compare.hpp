@@ -59,9 +59,4 @@ inline void expect_rule(const char* what, const std::vector<double>& got, const 
         << what << ": plain error " << max_error(plain, expected) << ", largest size " << largest;
 }
 
-inline void expect_rule(const char* what, const std::vector<double>& got, const std::vector<double>& expected,
-                        const std::vector<double>& plain, qkv::DType dtype) {
-    expect_rule(what, got, expected, plain, dtype, expected);
-}
-
 }  // namespace support

@@ -29,8 +29,11 @@ public:
         const std::size_t rows = size(p_.batch, p_.heads, p_.queries);
         r_.out.resize(size(p_.batch, p_.heads, p_.queries, p_.value_dim));
         r_.lse.resize(rows);
+        r_.lse_size.resize(rows);
+        r_.out_size.resize(r_.out.size());
         r_.lse_with_sink.resize(rows);
-        for (auto* tensor : {&r_.scaled, &r_.capped, &r_.masked, &r_.weights, &r_.dbias, &r_.dbias_size}) {
+        for (auto* tensor : {&r_.scaled, &r_.capped, &r_.masked, &r_.weights, &r_.dbias, &r_.dbias_size,
+                             &r_.scores_size, &r_.weights_size}) {
             tensor->resize(scores);
         }
         dq_.resize(p_.q.size());
@@ -83,6 +86,7 @@ private:
         constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
         const auto n = static_cast<std::size_t>(p_.keys);
         std::vector<Real> capped(n), before(n), score(n), weight(n), gradient(n);
+        std::vector<double> score_size(n);  // of the terms that make up the score
         std::vector<bool> masked(n);
 
         // Scores.
@@ -96,6 +100,7 @@ private:
             }
             Real s = round(dot * static_cast<Real>(p_.scale));
             r_.scaled[s_index] = static_cast<double>(s);
+            score_size[c] = std::fabs(static_cast<double>(s));
             if (p_.softcap > 0) {
                 const Real cap = static_cast<Real>(p_.softcap);
                 s = round(cap * std::tanh(s / cap));
@@ -105,17 +110,26 @@ private:
             masked[c] = p_.allowed[s_index] == 0;
             if (!p_.bias.empty()) {
                 masked[c] = masked[c] || p_.bias[s_index] == -std::numeric_limits<double>::infinity();
+                score_size[c] += std::fabs(p_.bias[s_index]);
                 s = round(s + at(p_.bias, static_cast<std::int64_t>(s_index)));
             }
             if (!p_.slopes.empty()) {
-                s = round(s - at(p_.slopes, b * p_.heads + h) * at(p_.distance, (b * p_.queries + i) * p_.keys + j));
+                const Real slope =
+                    at(p_.slopes, b * p_.heads + h) * at(p_.distance, (b * p_.queries + i) * p_.keys + j);
+                s = round(s - slope);
+                score_size[c] += std::fabs(static_cast<double>(slope));
             }
             before[c] = s;
             if (p_.function) {
                 s = round(static_cast<Real>(p_.function(static_cast<double>(s), b, h, i, j)));
+                score_size[c] += std::fabs(static_cast<double>(s));
             }
             score[c] = masked[c] ? -kInfinity : s;
             r_.masked[s_index] = static_cast<double>(score[c]);
+            if (!masked[c]) {
+                r_.scores_size[s_index] = score_size[c];
+                r_.lse_size[row_index] = std::max(r_.lse_size[row_index], score_size[c]);
+            }
             max = std::max(max, score[c]);
         }
 
@@ -135,11 +149,19 @@ private:
         r_.lse[row_index] = static_cast<double>(max == -kInfinity ? -kInfinity : max + std::log(sum_without_sink));
         r_.lse_with_sink[row_index] =
             static_cast<double>(max_with_sink == -kInfinity ? -kInfinity : max_with_sink + std::log(sum));
+        r_.lse_size[row_index] +=
+            std::isfinite(r_.lse_with_sink[row_index]) ? std::fabs(r_.lse_with_sink[row_index]) : 0.0;
+        // A weight exp(score − lse) is as uncertain as its exponent.
+        const auto uncertain = [&](std::size_t c) {
+            return 1.0 + p_.score_rounding * (score_size[c] + std::fabs(r_.lse_with_sink[row_index]));
+        };
         std::vector<Real> factor(n, Real(1));
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);
             weight[c] = sum == Real(0) ? Real(0) : round(weight[c] / sum);
             r_.weights[static_cast<std::size_t>(p_.score_index(b, h, i, j))] = static_cast<double>(weight[c]);
+            r_.weights_size[static_cast<std::size_t>(p_.score_index(b, h, i, j))] =
+                masked[c] ? 0.0 : static_cast<double>(weight[c]) * uncertain(c);
             if (!p_.factors.empty()) {
                 factor[c] = at(p_.factors, p_.score_index(b, h, i, j));
             }
@@ -151,17 +173,14 @@ private:
             for (std::int64_t j = 0; j < p_.keys; ++j) {
                 const auto c = static_cast<std::size_t>(j);
                 if (!masked[c]) {
-                    context += round(weight[c] * factor[c]) * at(p_.v, (k_head + j) * p_.value_dim + d);
+                    const Real term = round(weight[c] * factor[c]) * at(p_.v, (k_head + j) * p_.value_dim + d);
+                    context += term;
+                    r_.out_size[static_cast<std::size_t>(o_row + d)] +=
+                        uncertain(c) * std::fabs(static_cast<double>(term));
                 }
             }
             r_.out[static_cast<std::size_t>(o_row + d)] = static_cast<double>(round(context));
         }
-
-        // A weight exp(score − lse) is as uncertain as its exponent.
-        const auto uncertain = [&](std::size_t c) {
-            return 1.0 + p_.score_rounding *
-                             (std::fabs(static_cast<double>(score[c])) + std::fabs(r_.lse_with_sink[row_index]));
-        };
 
         // Backward: softmax's Jacobian as it stands, sum and all.
         Real expectation = 0;

@@ -37,9 +37,10 @@ struct Result {
     std::vector<double> dbias;    // [B, Hq, Tq, Tk], not yet reduced
     std::vector<double> dsinks;   // [Hq]
     std::vector<double> dslopes;  // [B, Hq], not yet reduced
-    // What each gradient would be if nothing cancelled: the sums of the sizes of their terms, delta = Σ dO · O taken
+    // What each result would be if nothing cancelled: the sums of the sizes of their terms, delta = Σ dO · O taken
     // apart too, and each weight as large as a rounding of its score and of lse makes it uncertain. Rounding is
     // relative to these.
+    std::vector<double> out_size, lse_size, scores_size, weights_size;
     std::vector<double> dq_size, dk_size, dv_size, dbias_size, dsinks_size, dslopes_size;
 };
 
