@@ -5,8 +5,8 @@
 
 int main() {
     qkv::Generator generator(123);
-    const qkv::Tensor words({6, 3}, {.43F, .15F, .89F, .55F, .87F, .66F, .57F, .85F, .64F,
-                                     .22F, .58F, .33F, .77F, .25F, .10F, .05F, .80F, .55F});
+    const qkv::Tensor words({6, 3}, {.43F, .15F, .89F, .55F, .87F, .66F, .57F, .85F, .64F, .22F, .58F, .33F, .77F, .25F,
+                                     .10F, .05F, .80F, .55F});
     const qkv::nn::CausalAttention attention({.d_in = 3, .d_out = 2, .context_length = 6}, generator);
     const qkv::Tensor context = attention.forward(words);
     std::printf("%.4f %.4f\n", static_cast<double>(context(1, 0)), static_cast<double>(context(1, 1)));
