@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "core/check.hpp"
 #include "explain/text_cells.hpp"
 
 namespace qkv::explain {
@@ -229,7 +230,11 @@ std::span<const float> row_of(const Tensor& tensor, std::int64_t head, std::int6
 
 const Tensor& final_weights(const StageReport& stage) {
     const Tensor* dropped = stage.tensors.find("dropped_weights");
-    return dropped != nullptr ? *dropped : *stage.tensors.find("weights");
+    const Tensor* weights = dropped != nullptr ? dropped : stage.tensors.find("weights");
+    if (weights == nullptr) {
+        fail(ErrorCode::invalid_argument, "stage ", stage_name(stage.stage), " has no weights to show");
+    }
+    return *weights;
 }
 
 std::vector<std::int64_t> shown_places(std::int64_t count, std::int64_t room, std::vector<std::int64_t> needed) {

@@ -72,6 +72,7 @@ std::string render_screen(const StageReport& stage, std::size_t place, std::size
 
 std::vector<std::string> render_screens(const Report& report, const TextStyle& style) {
     std::vector<std::string> screens;
+    screens.reserve(report.stages.size());
     for (std::size_t i = 0; i < report.stages.size(); ++i) {
         screens.push_back(render_screen(report.stages[i], i + 1, report.stages.size(), style));
     }
