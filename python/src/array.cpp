@@ -79,9 +79,13 @@ struct NumPy {
         }
     }
 
+    /// Held by the GIL alone: a guarded static would be waited for with the GIL in hand while the import lets go of it.
     static const NumPy& get() {
-        static const NumPy numpy;
-        return numpy;
+        static const NumPy* numpy = nullptr;
+        if (numpy == nullptr) {
+            numpy = new NumPy();
+        }
+        return *numpy;
     }
 };
 
@@ -149,9 +153,8 @@ nb::object export_dlpack(const Array& array, nb::handle stream, nb::handle max_v
         }));
     }
     auto managed = manage<dlpack::Unversioned>(array);
-    return nb::steal(PyCapsule_New(managed.release(), "dltensor", [](PyObject* capsule) {
-        delete_unused<dlpack::Unversioned>(capsule, "dltensor");
-    }));
+    return nb::steal(PyCapsule_New(managed.release(), "dltensor",
+                                   [](PyObject* capsule) { delete_unused<dlpack::Unversioned>(capsule, "dltensor"); }));
 }
 
 const char* buffer_format(DType dtype) noexcept {
@@ -304,13 +307,16 @@ Shape to_shape(nb::handle shape) {
 }
 
 void bind_array(nb::module_& module) {
-    nb::class_<Array>(module, "Array", nb::type_slots(array_slots), nb::is_final(),
-                      "A row-major array that owns its memory: what results are where NumPy cannot be imported or has\n"
-                      "no such type (bfloat16). `numpy.asarray(array)` and `torch.from_dlpack(array)` share its memory.")
-        .def_prop_ro("shape", [](const Array& array) { return shape_tuple(array.shape()); },
-                     nb::sig("def shape(self) -> tuple[int, ...]"), "Sizes, outermost first.")
-        .def_prop_ro("dtype", [](const Array& array) { return python_name(array.dtype()); },
-                     "'float32', 'float64', 'float16' or 'bfloat16'.")
+    nb::class_<Array>(
+        module, "Array", nb::type_slots(array_slots), nb::is_final(),
+        "A row-major array that owns its memory: what results are where NumPy cannot be imported or has\n"
+        "no such type (bfloat16). `numpy.asarray(array)` and `torch.from_dlpack(array)` share its memory.")
+        .def_prop_ro(
+            "shape", [](const Array& array) { return shape_tuple(array.shape()); },
+            nb::sig("def shape(self) -> tuple[int, ...]"), "Sizes, outermost first.")
+        .def_prop_ro(
+            "dtype", [](const Array& array) { return python_name(array.dtype()); },
+            "'float32', 'float64', 'float16' or 'bfloat16'.")
         .def_prop_ro("nbytes", &Array::bytes, "Bytes of its elements.")
         .def("__len__", [](const Array& array) { return array.shape().empty() ? 0 : array.shape()[0]; })
         .def("__repr__",
@@ -323,8 +329,9 @@ void bind_array(nb::module_& module) {
              nb::sig("def __dlpack__(self, *, stream: None = None, max_version: tuple[int, int] | None = None, "
                      "dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> object"),
              "A DLPack capsule that shares the memory.")
-        .def("__dlpack_device__", [](const Array&) { return std::pair(dlpack::kCpu, 0); },
-             nb::sig("def __dlpack_device__(self) -> tuple[int, int]"), "(1, 0): the CPU.");
+        .def(
+            "__dlpack_device__", [](const Array&) { return std::pair(dlpack::kCpu, 0); },
+            nb::sig("def __dlpack_device__(self) -> tuple[int, int]"), "(1, 0): the CPU.");
 }
 
 }  // namespace qkv::python

@@ -131,19 +131,24 @@ void bind_attention(nb::module_& module) {
         nb::arg("out") = nb::none(), nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
         nb::arg("softcap") = 0.0, nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(),
         nb::arg("offsets") = nb::none(), nb::arg("runtime") = nb::none(),
-        nb::sig("def attention(q: object, k: object, v: object, *, out: object | None = None, mask: Mask | None = None, "
-                "scale: float | None = None, softcap: float = 0.0, sinks: object | None = None, "
-                "dropout: Dropout | None = None, offsets: Offsets | None = None, "
-                "runtime: Runtime | None = None) -> typing.Any"),
+        nb::sig(
+            "def attention(q: object, k: object, v: object, *, out: object | None = None, mask: Mask | None = None, "
+            "scale: float | None = None, softcap: float = 0.0, sinks: object | None = None, "
+            "dropout: Dropout | None = None, offsets: Offsets | None = None, "
+            "runtime: Runtime | None = None) -> typing.Any"),
         "softmax(q kᵀ · scale + mask) v.\n\n"
         "    q [B, Hq, Tq, D]   k [B, Hkv, Tk, D]   v [B, Hkv, Tk, Dv]   ->   [B, Hq, Tq, Dv]\n\n"
-        "All three may leave out B, or B and H. One type: float32, bfloat16, float16 or float64. Any array with DLPack or\n"
+        "All three may leave out B, or B and H. One type: float32, bfloat16, float16 or float64. Any array with DLPack "
+        "or\n"
         "the buffer protocol, strided at will as long as the last stride is 1; nothing is copied. Query head h reads\n"
         "key/value head h // (Hq // Hkv).\n\n"
-        "out: array to fill and return, in place of a new one. mask: a Mask. scale: default 1/√D. softcap: c > 0 turns\n"
-        "scores into c·tanh(score / c). sinks: float32 [Hq], one more score per head without a value. dropout, offsets,\n"
+        "out: array to fill and return, in place of a new one. mask: a Mask. scale: default 1/√D. softcap: c > 0 "
+        "turns\n"
+        "scores into c·tanh(score / c). sinks: float32 [Hq], one more score per head without a value. dropout, "
+        "offsets,\n"
         "runtime: see their classes.\n\n"
-        "A row that may attend to nothing gives 0. What is masked is never read into a result: a NaN there does not show.\n"
+        "A row that may attend to nothing gives 0. What is masked is never read into a result: a NaN there does not "
+        "show.\n"
         "Raises ValueError, TypeError or BufferError naming the argument before anything is written.\n\n"
         ">>> import numpy, qkv\n"
         ">>> x = numpy.eye(3, dtype=numpy.float32)\n"
@@ -162,10 +167,11 @@ void bind_attention(nb::module_& module) {
                 "softcap: float = 0.0, sinks: object | None = None, dropout: Dropout | None = None, "
                 "offsets: Offsets | None = None, runtime: Runtime | None = None) -> tuple[typing.Any, ...]"),
         "What qkv.attention_with names: (context, lse, weights, scores).");
-    module.def("attention_merge", &merge, nb::arg("out"), nb::arg("lse"), nb::arg("part_out"), nb::arg("part_lse"),
-               nb::sig("def attention_merge(out: object, lse: object, part_out: object, part_lse: object) -> None"),
-               "(out, lse) <- (out, lse) and (part_out, part_lse) together, in place, as if one call had seen the keys of\n"
-               "both. float32 or float64, [B, Hq, Tq, Dv] and [B, Hq, Tq]; lse without sinks.");
+    module.def(
+        "attention_merge", &merge, nb::arg("out"), nb::arg("lse"), nb::arg("part_out"), nb::arg("part_lse"),
+        nb::sig("def attention_merge(out: object, lse: object, part_out: object, part_lse: object) -> None"),
+        "(out, lse) <- (out, lse) and (part_out, part_lse) together, in place, as if one call had seen the keys of\n"
+        "both. float32 or float64, [B, Hq, Tq, Dv] and [B, Hq, Tq]; lse without sinks.");
     module.def("attention_merge_sinks", &merge_sinks, nb::arg("out"), nb::arg("lse"), nb::arg("sinks"),
                nb::sig("def attention_merge_sinks(out: object, lse: object, sinks: object) -> None"),
                "The sinks [Hq], once, after the last merge, in place.");

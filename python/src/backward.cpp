@@ -56,8 +56,8 @@ nb::tuple backward(nb::handle d_out, nb::handle q, nb::handle k, nb::handle v, n
     const Wanted wanted_q(dq, "dq", shape_of(query), query.dtype(), q);
     const Wanted wanted_k(dk, "dk", shape_of(key), key.dtype(), k);
     const Wanted wanted_v(dv, "dv", shape_of(value), value.dtype(), v);
-    const Shape bias_shape = masks.bias_view ? Shape(masks.bias_view->shape.begin(), masks.bias_view->shape.end())
-                                             : Shape{};
+    const Shape bias_shape =
+        masks.bias_view ? Shape(masks.bias_view->shape.begin(), masks.bias_view->shape.end()) : Shape{};
     const Wanted wanted_bias = wanted_like(dbias, "dbias", masks.bias_view, bias_shape, "a Mask.bias");
     const Wanted wanted_sinks =
         wanted_like(dsinks, "dsinks", options.value().sinks, head_shape(options.value().sinks), "sinks");

@@ -12,5 +12,6 @@ void bind_backward(nb::module_& module);
 void bind_generator(nb::module_& module);
 void bind_modules(nb::module_& module);
 void bind_files(nb::module_& module);
+void bind_torch_attention(nb::module_& module);
 
 }  // namespace qkv::python

@@ -1,6 +1,6 @@
-// The structures of DLPack 1.x (https://dmlc.github.io/dlpack/latest/c_api.html), as far as CPU arrays need them, and of
-// its C exchange table (DLPack 1.3, `__dlpack_c_exchange_api__`). Their layout is a binary interface: fields keep their
-// order, names are ours.
+// The structures of DLPack 1.x (https://dmlc.github.io/dlpack/latest/c_api.html), as far as CPU arrays need them, and
+// of its C exchange table (DLPack 1.3, `__dlpack_c_exchange_api__`). Their layout is a binary interface: fields keep
+// their order, names are ours.
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,8 @@ void bind_files(nb::module_& module) {
         "read_safetensors",
         [](const std::filesystem::path& path) { return to_dict(io::read_safetensors<float>(path)); }, nb::arg("path"),
         nb::sig("def read_safetensors(path: str | os.PathLike[str]) -> dict[str, typing.Any]"),
-        "All tensors of a safetensors file as float32. The file is checked completely before anything is allocated from\n"
+        "All tensors of a safetensors file as float32. The file is checked completely before anything is allocated "
+        "from\n"
         "what it declares. Raises OSError if it cannot be read, ValueError if its content is refused.");
     module.def(
         "write_safetensors",

@@ -50,4 +50,5 @@ NB_MODULE(_core, module) {
     qkv::python::bind_generator(module);
     qkv::python::bind_modules(module);
     qkv::python::bind_files(module);
+    qkv::python::bind_torch_attention(module);
 }

@@ -73,9 +73,10 @@ void define_passes(nb::class_<Stage, Module>& type, const char* shapes) {
 }
 
 void bind_module(nb::module_& module) {
-    nb::class_<Module>(module, "Module",
-                       "What the stages share. They compute in float32 (arrays of other float types are rounded to it)\n"
-                       "and carry parameters under the names of the usual PyTorch teaching classes.")
+    nb::class_<Module>(
+        module, "Module",
+        "What the stages share. They compute in float32 (arrays of other float types are rounded to it)\n"
+        "and carry parameters under the names of the usual PyTorch teaching classes.")
         .def("train", &Module::train, nb::arg("on") = true, "In training, dropout is active and backward possible.")
         .def("eval", &Module::eval, "The opposite of train().")
         .def_prop_ro("training", &Module::training, "Whether the module trains, as a new one does.")
@@ -84,9 +85,8 @@ void bind_module(nb::module_& module) {
             nb::sig("def state_dict(self) -> dict[str, typing.Any]"),
             "Parameters and buffers by name, copied, as PyTorch's state_dict().")
         .def(
-            "load_state_dict",
-            [](Module& self, nb::handle state) { self.load_state_dict(to_state(state, "state")); }, nb::arg("state"),
-            nb::sig("def load_state_dict(self, state: collections.abc.Mapping[str, object]) -> None"),
+            "load_state_dict", [](Module& self, nb::handle state) { self.load_state_dict(to_state(state, "state")); },
+            nb::arg("state"), nb::sig("def load_state_dict(self, state: collections.abc.Mapping[str, object]) -> None"),
             "Replaces all parameters. Strict: a missing or unknown name or another shape raises ValueError, and then\n"
             "nothing has changed. torch.nn.MultiheadAttention's loads into the classes with many heads.")
         .def(
@@ -126,12 +126,12 @@ void bind_simple(nb::module_& module) {
         .def("forward", forward, nb::arg("x"), nb::arg("trace") = nb::none(),
              nb::sig("def forward(self, x: object, trace: dict[str, typing.Any] | None = None) -> typing.Any"), kShapes)
         .def("__call__", forward, nb::arg("x"), nb::arg("trace") = nb::none(),
-             nb::sig("def __call__(self, x: object, trace: dict[str, typing.Any] | None = None) -> typing.Any"), kShapes)
+             nb::sig("def __call__(self, x: object, trace: dict[str, typing.Any] | None = None) -> typing.Any"),
+             kShapes)
         .def(
             "backward",
             [](const Stage& stage, nb::handle x, nb::handle d_context) {
-                return to_array(
-                    stage.backward(to_tensor<float>(x, "x"), to_tensor<float>(d_context, "d_context")));
+                return to_array(stage.backward(to_tensor<float>(x, "x"), to_tensor<float>(d_context, "d_context")));
             },
             nb::arg("x"), nb::arg("d_context"),
             nb::sig("def backward(self, x: object, d_context: object) -> typing.Any"),
@@ -146,8 +146,8 @@ void construct(Stage* self, const StageOptions& options, Generator* generator) {
 }
 
 void bind_single_heads(nb::module_& module) {
-    nb::class_<nn::SelfAttention, Module> self(module, "SelfAttention",
-                                               "softmax(Q Kᵀ / √d_out) V with Q = x W_query, K = x W_key, V = x W_value.");
+    nb::class_<nn::SelfAttention, Module> self(
+        module, "SelfAttention", "softmax(Q Kᵀ / √d_out) V with Q = x W_query, K = x W_key, V = x W_value.");
     self.def(
         "__init__",
         [](nn::SelfAttention* stage, std::int64_t d_in, std::int64_t d_out, const std::string& init, bool qkv_bias,
@@ -225,7 +225,8 @@ void bind_cross(nb::module_& module) {
     };
     constexpr const char* kShapes =
         "queries [tokens, d_query], source [source tokens, d_source], or both with a leading batch axis\n"
-        "-> [.., tokens, d_out]. source_mask: bool, one entry per source token of every sequence, True = may be attended\n"
+        "-> [.., tokens, d_out]. source_mask: bool, one entry per source token of every sequence, True = may be "
+        "attended\n"
         "to.";
     nb::class_<Stage, Module>(module, "CrossAttention", "Queries from one sequence, keys and values from another.")
         .def(
@@ -265,8 +266,7 @@ void bind_cross(nb::module_& module) {
                 const Stage::InputGradients gradients = stage.backward(to_tensor<float>(d_output, "d_output"));
                 return nb::make_tuple(to_array(gradients.queries), to_array(gradients.source));
             },
-            nb::arg("d_output"),
-            nb::sig("def backward(self, d_output: object) -> tuple[typing.Any, typing.Any]"),
+            nb::arg("d_output"), nb::sig("def backward(self, d_output: object) -> tuple[typing.Any, typing.Any]"),
             "d_output, shaped as forward's result -> (gradient of queries, gradient of source).");
 }
 

@@ -45,7 +45,7 @@ nb::object attribute(nb::handle object, const char* name) {
 
 Operand::Operand(nb::handle object, const char* name, Access access) : name_(name) {
     try {
-        if (!read_buffer(object, access) && !read_exchange(object) && !read_dlpack(object)) {
+        if (!read_buffer(object, access) && !read_exchange(object, access) && !read_dlpack(object)) {
             refuse(PyExc_TypeError, concat("is a ", Py_TYPE(object.ptr())->tp_name,
                                            "; expected an array with the buffer protocol or DLPack"));
         }
@@ -137,9 +137,9 @@ void Operand::read_bfloat16(nb::handle object, Access access) {
     type_ = {dlpack::kBfloat, 16, 1};
 }
 
-bool Operand::read_exchange(nb::handle object) {
-    const nb::object capsule = attribute(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))),
-                                         "__dlpack_c_exchange_api__");
+bool Operand::read_exchange(nb::handle object, Access access) {
+    const nb::object capsule =
+        attribute(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))), "__dlpack_c_exchange_api__");
     if (!capsule || !PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
         return false;
     }
@@ -150,6 +150,11 @@ bool Operand::read_exchange(nb::handle object) {
     }
     if (table == nullptr) {
         return false;
+    }
+    // __dlpack__ refuses this; the table does not ask.
+    if (const nb::object grad = attribute(object, "requires_grad");
+        access == Access::read && grad.is_valid() && grad.ptr() == Py_True) {
+        refuse(PyExc_BufferError, "requires grad, which would be lost here; call detach(), or use qkv.torch");
     }
     if (table->from_object(object.ptr(), &versioned_) != 0) {
         versioned_ = nullptr;
@@ -204,8 +209,8 @@ bool Operand::read_dlpack(nb::handle object) {
 
 void Operand::take(const dlpack::Tensor& tensor) {
     if (tensor.device.type != dlpack::kCpu) {
-        refuse(PyExc_BufferError, concat("lies on DLPack device ", tensor.device.type, ":", tensor.device.id,
-                                         "; expected the CPU (1)"));
+        refuse(PyExc_BufferError,
+               concat("lies on DLPack device ", tensor.device.type, ":", tensor.device.id, "; expected the CPU (1)"));
     }
     if (tensor.rank < 0 || tensor.rank > kMaxRank) {
         refuse(PyExc_ValueError, concat("has ", tensor.rank, " dimensions; expected at most ", kMaxRank));
@@ -271,8 +276,8 @@ DType Operand::dtype() const {
             return DType::boolean;
         }
     }
-    refuse(PyExc_TypeError, concat("has elements of type ", type_name(),
-                                   "; expected float32, float64, float16, bfloat16 or bool"));
+    refuse(PyExc_TypeError,
+           concat("has elements of type ", type_name(), "; expected float32, float64, float16, bfloat16 or bool"));
 }
 
 TensorView Operand::view() const {
@@ -290,7 +295,8 @@ TensorView Operand::view() const {
 
 TensorView Operand::row_view() const {
     if (rank_ > 3) {
-        refuse(PyExc_ValueError, concat("has shape ", shape_text(), "; expected one number per query row, [B, Hq, Tq]"));
+        refuse(PyExc_ValueError,
+               concat("has shape ", shape_text(), "; expected one number per query row, [B, Hq, Tq]"));
     }
     TensorView view{data_, dtype(), {1, 1, 1, 1}, {0, 0, 0, 1}, Device::cpu};
     for (int dim = 0; dim < rank_; ++dim) {

@@ -22,7 +22,11 @@ inline constexpr int kMaxRank = 16;
 /// which export neither. Nothing is copied. Construct and destroy it with the GIL held; read it without.
 class Operand {
 public:
-    enum class Access : std::uint8_t { read, write };
+    enum class Access : std::uint8_t {
+        read,
+        read_value,  ///< as read, and a tensor that requires grad too: the caller sees to its gradient
+        write,
+    };
 
     Operand() = default;
     /// Messages call it `name`. Throws TypeError for what is no array, BufferError for memory that is not the CPU's or
@@ -60,7 +64,7 @@ public:
 private:
     bool read_buffer(nb::handle object, Access access);
     void read_bfloat16(nb::handle object, Access access);
-    bool read_exchange(nb::handle object);
+    bool read_exchange(nb::handle object, Access access);
     bool read_dlpack(nb::handle object);
     void take(const dlpack::Tensor& tensor);
     void release() noexcept;

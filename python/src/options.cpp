@@ -131,10 +131,10 @@ void bind_mask(nb::module_& module) {
 }
 
 void bind_dropout(nb::module_& module) {
-    nb::class_<HeldDropout>(
-        module, "Dropout", nb::is_final(),
-        "Dropout on the weights, drawn by Philox4x32-10 from the seed and the weight's place, so that backward draws it\n"
-        "again and neither batch nor threads change it.")
+    nb::class_<HeldDropout>(module, "Dropout", nb::is_final(),
+                            "Dropout on the weights, drawn by Philox4x32-10 from the seed and the weight's place, so "
+                            "that backward draws it\n"
+                            "again and neither batch nor threads change it.")
         .def(
             "__init__",
             [](HeldDropout* self, double p, std::uint64_t seed, nb::handle keep, nb::handle sequence_ids) {
@@ -146,7 +146,8 @@ void bind_dropout(nb::module_& module) {
             nb::sig("def __init__(self, p: float, seed: int = 0, keep: object | None = None, "
                     "sequence_ids: object | None = None) -> None"),
             "p: probability of dropping a weight, 0 to 1. keep: in place of the draw, a bool array (True = keep) that\n"
-            "broadcasts to [B, Hq, Tq, Tk]. sequence_ids: whole numbers [B], for draws that follow a sequence from batch\n"
+            "broadcasts to [B, Hq, Tq, Tk]. sequence_ids: whole numbers [B], for draws that follow a sequence from "
+            "batch\n"
             "to batch.")
         .def_ro("p", &HeldDropout::p, "Probability of dropping a weight.")
         .def_ro("seed", &HeldDropout::seed, "Seed of the draw.");

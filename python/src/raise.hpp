@@ -3,6 +3,7 @@
 
 #include <nanobind/nanobind.h>
 
+#include <algorithm>
 #include <sstream>
 #include <string>
 
@@ -31,6 +32,7 @@ template <class... Part>
     std::string why;
     try {
         why = nb::cast<std::string>(nb::str(cause.value()));
+        why.resize(std::min(why.size(), why.find('\n')));  // what follows is a stack trace
     } catch (const std::exception&) {
         why = "for a reason that cannot be shown";
     }

@@ -41,22 +41,30 @@ std::shared_ptr<const Runtime> runtime_of(nb::handle runtime) {
     }
     std::shared_ptr<Runtime> given;
     if (!nb::try_cast(runtime, given)) {
-        raise(PyExc_TypeError, "runtime is a ", Py_TYPE(runtime.ptr())->tp_name,
-              "; expected a qkv.Runtime or None");
+        raise(PyExc_TypeError, "runtime is a ", Py_TYPE(runtime.ptr())->tp_name, "; expected a qkv.Runtime or None");
     }
     return given;
 }
 
+std::shared_ptr<const Runtime> runtime_with(std::int64_t threads) {
+    static auto* last = new std::shared_ptr<const Runtime>();
+    if (!*last || (*last)->threads() != threads) {
+        *last = std::make_shared<const Runtime>(threads);
+    }
+    return *last;
+}
+
 void bind_runtime(nb::module_& module) {
-    nb::class_<Runtime>(module, "Runtime", nb::is_final(),
-                        "A number of threads of its own. Results never depend on it. May be shared between threads and\n"
-                        "used after fork.")
+    nb::class_<Runtime>(
+        module, "Runtime", nb::is_final(),
+        "A number of threads of its own. Results never depend on it. May be shared between threads and\n"
+        "used after fork.")
         .def(nb::init<std::int64_t>(), nb::arg("threads") = 0,
              "threads counts the calling thread; 0 means one per hardware thread.")
         .def_prop_ro("threads", &Runtime::threads, "How many tasks can run at once.");
     module.def(
-        "set_threads",
-        [](std::int64_t threads) { default_runtime() = std::make_shared<const Runtime>(threads); }, nb::arg("threads"),
+        "set_threads", [](std::int64_t threads) { default_runtime() = std::make_shared<const Runtime>(threads); },
+        nb::arg("threads"),
         "How many threads calls without a `runtime` use in this process; 0 means one per hardware thread.");
     module.def(
         "get_threads", [] { return default_runtime()->threads(); },
