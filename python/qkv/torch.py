@@ -86,37 +86,38 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
 
 
 def _forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
-             dropout_p: float, seed: int, is_causal: bool, scale: float | None, lead: torch.Size,
-             with_lse: bool) -> tuple[Tensor, Tensor | None]:
-    out = query.new_empty((*lead, query.shape[-2], value.shape[-1]))
-    lse = None
-    if with_lse:
-        sums = torch.float64 if query.dtype == torch.float64 else torch.float32
-        lse = query.new_empty((*lead, query.shape[-2]), dtype=sums)
-    _core.torch_forward(query, key, value, attn_mask, keep, out, lse, dropout_p, seed, is_causal, scale,
-                        torch.get_num_threads())
+             seed: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
+             enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    out, lse = _outputs(query, key, value, enable_gqa)
+    _core.torch_forward(query, key, value, attn_mask, keep, out, lse, dropout_p, 0 if seed is None else int(seed),
+                        is_causal, scale, enable_gqa, torch.get_num_threads())
     return out, lse
 
 
+def _outputs(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    rows = (*_lead(query, key, value, enable_gqa), query.shape[-2])
+    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=sums)
+
+
 def _backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-              keep: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float, seed: int, is_causal: bool,
-              scale: float | None, mask_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+              keep: Tensor | None, seed: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float, is_causal: bool,
+              scale: float | None, mask_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, key, value and, where it is wanted, the mask (else something empty)."""
     lead = out.shape[:-2]
     dq = query.new_empty((*lead, *query.shape[-2:]))
     dk = key.new_empty((*_key_lead(lead, key), *key.shape[-2:]))
     dv = value.new_empty((*_key_lead(lead, value), *value.shape[-2:]))
-    dm = None
-    mask = attn_mask
-    if mask_grad:
-        assert mask is not None
+    mask, dm = attn_mask, None
+    if mask is not None and mask_grad:
         if len(lead) > 2:
             mask = mask.expand(*lead, query.shape[-2], key.shape[-2])
         mask = mask.contiguous()
         dm = torch.empty_like(mask)
-    _core.torch_backward(grad_output, query, key, value, mask, keep, out, lse, dq, dk, dv, dm, dropout_p, seed,
-                         is_causal, scale, torch.get_num_threads())
+    _core.torch_backward(grad_output, query, key, value, mask, keep, out, lse, dq, dk, dv, dm, dropout_p,
+                         0 if seed is None else int(seed), is_causal, scale, torch.get_num_threads())
     return (_summed(dq, query), _summed(dk, key), _summed(dv, value),
-            None if dm is None or attn_mask is None else _summed(dm, attn_mask))
+            query.new_empty(0) if attn_mask is None or dm is None else _summed(dm, attn_mask))
 
 
 def _summed(gradient: Tensor, of: Tensor) -> Tensor:
@@ -150,33 +151,16 @@ def _formula(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None
 # The operators, for autograd and the compiler.
 
 
-@torch.library.custom_op("qkv::attention", mutates_args=())
-def _attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
-               seed: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
-               enable_gqa: bool) -> tuple[Tensor, Tensor]:
-    out, lse = _forward(query, key, value, attn_mask, keep, dropout_p, 0 if seed is None else int(seed), is_causal,
-                        scale, _lead(query, key, value, enable_gqa), with_lse=True)
-    assert lse is not None
-    return out, lse
+_attention = torch.library.custom_op("qkv::attention", _forward, mutates_args=())
 
 
 @_attention.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None, seed: Tensor | None,
       dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool) -> tuple[Tensor, Tensor]:
-    lead = _lead(query, key, value, enable_gqa)
-    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
-    return (query.new_empty((*lead, query.shape[-2], value.shape[-1])),
-            query.new_empty((*lead, query.shape[-2]), dtype=sums))
+    return _outputs(query, key, value, enable_gqa)
 
 
-@torch.library.custom_op("qkv::attention_backward", mutates_args=())
-def _attention_backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
-                        keep: Tensor | None, seed: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float,
-                        is_causal: bool, scale: float | None, mask_grad: bool
-                        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, dm = _backward(grad_output, query, key, value, attn_mask, keep, out, lse, dropout_p,
-                               0 if seed is None else int(seed), is_causal, scale, mask_grad)
-    return dq, dk, dv, query.new_empty(0) if dm is None else dm
+_attention_backward = torch.library.custom_op("qkv::attention_backward", _backward, mutates_args=())
 
 
 @_attention_backward.register_fake
@@ -199,12 +183,24 @@ def _gradients(ctx: Any, grad_output: Tensor | None, _grad_lse: Tensor | None) -
         return (None,) * 10
     query, key, value, attn_mask, keep, seed, out, lse = ctx.saved_tensors
     mask_grad = bool(ctx.needs_input_grad[3])
-    dq, dk, dv, dm = _attention_backward(grad_output, query, key, value, attn_mask, keep, seed, out, lse,
+    # The operator where this is traced or differentiated itself.
+    tensors = (grad_output, query, key, value, attn_mask)
+    function = _backward if _simple(*tensors) and not _differentiated(*tensors) else _attention_backward
+    dq, dk, dv, dm = function(grad_output, query, key, value, attn_mask, keep, seed, out, lse,
                                          ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad)
     return dq, dk, dv, dm if mask_grad else None, None, None, None, None, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_setup)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The operator without its dispatch, which costs more than a small attention."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_gradients)
+
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -238,19 +234,28 @@ _attention_backward.register_autograd(_second_gradients, setup_context=_setup_ba
 
 
 def _simple(*tensors: Tensor | None) -> bool:
-    """Whether the numbers can be computed right here: nobody differentiates, traces, transforms or intercepts."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    """Whether the numbers can be computed right here, because nobody traces or transforms."""
+    if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()):
         return False
-    grad = torch.is_grad_enabled()
     for tensor in tensors:
-        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or (grad and tensor.requires_grad)):
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
             return False
     return True
 
 
-def _draw_keep(query: Tensor, key: Tensor, lead: torch.Size, dropout_p: float) -> Tensor:
+def _differentiated(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def _draw_keep(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, dropout_p: float) -> Tensor:
     """torch's own draw: bernoulli_ on a tensor of the weights' shape."""
-    return query.new_empty((*lead, query.shape[-2], key.shape[-2]), dtype=torch.float32).bernoulli_(1 - dropout_p).bool()
+    shape = (*_lead(query, key, value, enable_gqa), query.shape[-2], key.shape[-2])
+    return query.new_empty(shape, dtype=torch.float32).bernoulli_(1 - dropout_p).bool()
 
 
 def scaled_dot_product_attention(
@@ -290,23 +295,34 @@ def scaled_dot_product_attention(
         query, key, value = (t.to(low) if t.dtype != torch.float64 else t for t in (query, key, value))
         if attn_mask is not None and attn_mask.is_floating_point():
             attn_mask = attn_mask.to(query.dtype)
-    _check(query, key, value, attn_mask, is_causal)
-    lead = _lead(query, key, value, enable_gqa)
     if attn_mask is not None and query.dtype == torch.float64 and attn_mask.dtype == torch.float32:
         attn_mask = attn_mask.to(torch.float64)
-    if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
-        raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
     keep = seed = None
     if dropout_p > 0:
         if _exact_dropout.get() if exact_dropout is None else exact_dropout:
-            keep = _draw_keep(query, key, lead, dropout_p)
+            _check(query, key, value, attn_mask, is_causal)
+            keep = _draw_keep(query, key, value, enable_gqa, dropout_p)
         else:
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
-    if _simple(query, key, value, attn_mask):
-        return _forward(query, key, value, attn_mask, keep, dropout_p, 0 if seed is None else int(seed), is_causal, scale,
-                        lead, with_lse=False)[0]
-    return _attention(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal,
-                      None if scale is None else float(scale), enable_gqa)[0]
+    tensors = (query, key, value, attn_mask)
+    try:
+        if not _simple(*tensors):
+            _check(query, key, value, attn_mask, is_causal)
+            return _attention(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
+        if _differentiated(*tensors):
+            _check(query, key, value, attn_mask, is_causal)
+            return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,
+                                         enable_gqa)[0]
+        return _core.torch_forward(query, key, value, attn_mask, keep, None, None, dropout_p,
+                                   0 if seed is None else int(seed), is_causal, scale, enable_gqa,
+                                   torch.get_num_threads())
+    except (ValueError, TypeError, BufferError):
+        # The library's words for its four-dimensional views; these name the tensors that were given.
+        _check(query, key, value, attn_mask, is_causal)
+        _lead(query, key, value, enable_gqa)
+        raise
 
 
 @contextlib.contextmanager

@@ -89,14 +89,6 @@ struct NumPy {
     }
 };
 
-nb::object shape_tuple(const Shape& shape) {
-    nb::object tuple = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(shape.size())));
-    for (std::size_t dim = 0; dim < shape.size(); ++dim) {
-        PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(dim), PyLong_FromLongLong(shape[dim]));
-    }
-    return tuple;
-}
-
 /// What a DLPack consumer keeps of an Array.
 struct Exported {
     std::shared_ptr<void> memory;
@@ -238,6 +230,14 @@ Array::Array(const Shape& shape, DType dtype) : shape_(shape), strides_(shape.si
                                     [](void* memory) { ::operator delete(memory, std::align_val_t{kAlignment}); });
 }
 
+nb::object to_tuple(const Shape& shape) {
+    nb::object tuple = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(shape.size())));
+    for (std::size_t dim = 0; dim < shape.size(); ++dim) {
+        PyTuple_SET_ITEM(tuple.ptr(), static_cast<Py_ssize_t>(dim), PyLong_FromLongLong(shape[dim]));
+    }
+    return tuple;
+}
+
 nb::object new_array(const Shape& shape, DType dtype, nb::handle like) {
     const NumPy& numpy = NumPy::get();
     if (numpy.empty != nullptr) {
@@ -246,7 +246,7 @@ nb::object new_array(const Shape& shape, DType dtype, nb::handle like) {
             type = like.attr("dtype");
         }
         if (type.is_valid()) {
-            const nb::object sizes = shape_tuple(shape);
+            const nb::object sizes = to_tuple(shape);
             PyObject* const arguments[] = {sizes.ptr(), type.ptr()};
             PyObject* array = PyObject_Vectorcall(numpy.empty, arguments, 2, nullptr);
             if (array == nullptr) {
@@ -308,11 +308,11 @@ Shape to_shape(nb::handle shape) {
 
 void bind_array(nb::module_& module) {
     nb::class_<Array>(
-        module, "Array", nb::type_slots(array_slots), nb::is_final(),
+        module, "Array", nb::type_slots(array_slots),
         "A row-major array that owns its memory: what results are where NumPy cannot be imported or has\n"
         "no such type (bfloat16). `numpy.asarray(array)` and `torch.from_dlpack(array)` share its memory.")
         .def_prop_ro(
-            "shape", [](const Array& array) { return shape_tuple(array.shape()); },
+            "shape", [](const Array& array) { return to_tuple(array.shape()); },
             nb::sig("def shape(self) -> tuple[int, ...]"), "Sizes, outermost first.")
         .def_prop_ro(
             "dtype", [](const Array& array) { return python_name(array.dtype()); },
@@ -321,7 +321,7 @@ void bind_array(nb::module_& module) {
         .def("__len__", [](const Array& array) { return array.shape().empty() ? 0 : array.shape()[0]; })
         .def("__repr__",
              [](const Array& array) {
-                 return concat("qkv.Array(shape=", nb::repr(shape_tuple(array.shape())).c_str(),
+                 return concat("qkv.Array(shape=", nb::repr(to_tuple(array.shape())).c_str(),
                                ", dtype=", python_name(array.dtype()), ")");
              })
         .def("__dlpack__", &export_dlpack, nb::kw_only(), nb::arg("stream") = nb::none(),

@@ -49,6 +49,9 @@ template <class T>
 /// A shape given as a whole number or a sequence of them. Throws ValueError or TypeError naming "shape".
 [[nodiscard]] Shape to_shape(nb::handle shape);
 
+/// A shape as a Python tuple.
+[[nodiscard]] nb::object to_tuple(const Shape& shape);
+
 void bind_array(nb::module_& module);
 
 }  // namespace qkv::python

@@ -49,7 +49,7 @@ void Batched::add(const Operand& operand, Kind kind) {
         const std::int64_t size = own < 0 ? 1 : operand.size(own);
         const std::int64_t stride = size == 1 ? 0 : operand.stride(own);
         const bool heads = dim == lead - 1;
-        if (size != wanted && size != 1 && !(heads && kind == Kind::key_value)) {
+        if (size != wanted && size != 1 && !(heads && grouped_ && kind == Kind::key_value)) {
             refuse();
         }
         if (!heads) {

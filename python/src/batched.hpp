@@ -22,8 +22,8 @@ public:
         rows,       ///< [.., H, T]
     };
 
-    /// `lead`: the sizes before the last two, heads last.
-    explicit Batched(Shape lead) : lead_(std::move(lead)) {}
+    /// `lead`: the sizes before the last two, heads last. `grouped`: keys and values may have fewer heads.
+    Batched(Shape lead, bool grouped) : lead_(std::move(lead)), grouped_(grouped) {}
 
     /// Adds an operand, which must outlive this; views come in the order of adding. Throws ValueError unless it
     /// broadcasts to the leading sizes.
@@ -47,6 +47,7 @@ private:
     [[nodiscard]] bool mergeable(std::size_t outer) const;
 
     Shape lead_;
+    bool grouped_;
     std::vector<Part> parts_;
     Shape outer_;  // sizes of the loop over calls
     std::int64_t calls_ = 1;

@@ -92,7 +92,7 @@ const T& as(nb::handle object, const char* name, const char* type) {
 
 void bind_mask(nb::module_& module) {
     nb::class_<HeldMask>(
-        module, "Mask", nb::is_final(),
+        module, "Mask",
         "Who may attend to whom: named values that combine with `&`. True means \"may attend\".\n\n"
         "    Mask.causal(\"top_left\") & Mask.key_end([5, 3])\n\n"
         "A mask refers to the arrays it was made of and keeps them alive; lists are copied. Shapes are checked by the\n"
@@ -131,7 +131,7 @@ void bind_mask(nb::module_& module) {
 }
 
 void bind_dropout(nb::module_& module) {
-    nb::class_<HeldDropout>(module, "Dropout", nb::is_final(),
+    nb::class_<HeldDropout>(module, "Dropout",
                             "Dropout on the weights, drawn by Philox4x32-10 from the seed and the weight's place, so "
                             "that backward draws it\n"
                             "again and neither batch nor threads change it.")
@@ -154,7 +154,7 @@ void bind_dropout(nb::module_& module) {
 }
 
 void bind_offsets(nb::module_& module) {
-    nb::class_<Offsets>(module, "Offsets", nb::is_final(),
+    nb::class_<Offsets>(module, "Offsets",
                         "Where a call's tokens and heads lie in a larger problem that is spread over several calls.")
         .def(
             "__init__",

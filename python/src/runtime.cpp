@@ -56,7 +56,7 @@ std::shared_ptr<const Runtime> runtime_with(std::int64_t threads) {
 
 void bind_runtime(nb::module_& module) {
     nb::class_<Runtime>(
-        module, "Runtime", nb::is_final(),
+        module, "Runtime",
         "A number of threads of its own. Results never depend on it. May be shared between threads and\n"
         "used after fork.")
         .def(nb::init<std::int64_t>(), nb::arg("threads") = 0,

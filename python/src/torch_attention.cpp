@@ -3,9 +3,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
+#include "array.hpp"
 #include "batched.hpp"
 #include "bindings.hpp"
 #include "qkv/attention.hpp"
@@ -42,27 +44,76 @@ struct Settings {
     std::uint64_t seed;
     bool is_causal;
     std::optional<double> scale;
+    bool enable_gqa;
     std::int64_t threads;
 };
 
 /// The tensors that forward and backward read alike.
+struct Inputs {
+    Operand query, key, value, mask, keep;
+
+    Inputs(nb::handle q, nb::handle k, nb::handle v, nb::handle attn_mask, nb::handle kept)
+        : query(read_rows(q, "query")),
+          key(read_rows(k, "key")),
+          value(read_rows(v, "value")),
+          mask(read_optional(attn_mask, "attn_mask")),
+          keep(read_optional(kept, "keep")) {}
+
+    /// The output's sizes before the last two: those of query, key and value, broadcast.
+    [[nodiscard]] Shape lead(bool grouped) const {
+        const int rank = std::max({query.rank(), key.rank(), value.rank()}) - 2;
+        Shape lead(static_cast<std::size_t>(rank), 1);
+        for (const Operand* operand : {&query, &key, &value}) {
+            // With grouped heads the query's number of them counts.
+            const int own = operand->rank() - 2;
+            for (int dim = 0; dim < own - (grouped && operand != &query ? 1 : 0); ++dim) {
+                std::int64_t& size = lead[static_cast<std::size_t>(rank - own + dim)];
+                size = size == 1 ? operand->size(dim) : size;
+            }
+        }
+        return lead;
+    }
+};
+
+Shape lead_of(const Operand& out) {
+    Shape lead;
+    for (int dim = 0; dim < out.rank() - 2; ++dim) {
+        lead.push_back(out.size(dim));
+    }
+    return lead;
+}
+
+/// The given tensor, or a new one of query's type for None.
+nb::object output_of(nb::handle out, nb::handle query, const Inputs& inputs, bool grouped) {
+    if (!out.is_none()) {
+        return nb::borrow(out);
+    }
+    Shape shape = inputs.lead(grouped);
+    shape.push_back(inputs.query.size(inputs.query.rank() - 2));
+    shape.push_back(inputs.value.size(inputs.value.rank() - 1));
+    const nb::object sizes = to_tuple(shape);
+    static PyObject* const name = PyUnicode_InternFromString("new_empty");
+    PyObject* const arguments[] = {query.ptr(), sizes.ptr()};
+    PyObject* tensor = PyObject_VectorcallMethod(name, arguments, 2, nullptr);
+    if (tensor == nullptr) {
+        throw nb::python_error();
+    }
+    return nb::steal(tensor);
+}
+
+/// One call of scaled_dot_product_attention as a row of calls of the library.
 class Call {
 public:
-    Call(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, nb::handle keep, const Operand& out,
-         const Settings& settings)
-        : query_(read_rows(query, "query")),
-          key_(read_rows(key, "key")),
-          value_(read_rows(value, "value")),
-          mask_(read_optional(attn_mask, "attn_mask")),
-          keep_(read_optional(keep, "keep")),
-          settings_(settings),
-          runtime_(runtime_with(settings.threads)),
-          batched_(lead_of(out)) {
-        add(query_, Kind::tokens);
-        add(key_, Kind::key_value);
-        add(value_, Kind::key_value);
-        add(mask_, Kind::pairs);
-        add(keep_, Kind::pairs);
+    Call(const Inputs& inputs, const Operand& out, const Settings& settings)
+        : settings_(settings), runtime_(runtime_with(settings.threads)), batched_(lead_of(out), settings.enable_gqa) {
+        if (settings.is_causal && inputs.mask.given()) {
+            raise(PyExc_ValueError, "attn_mask is given and is_causal is True; expected one of them");
+        }
+        add(inputs.query, Kind::tokens);
+        add(inputs.key, Kind::key_value);
+        add(inputs.value, Kind::key_value);
+        mask_at_ = inputs.mask.given() ? add(inputs.mask, Kind::pairs) : 0;
+        keep_at_ = inputs.keep.given() ? add(inputs.keep, Kind::pairs) : 0;
     }
 
     /// Adds what is given, and says where its view will be.
@@ -78,8 +129,6 @@ public:
     template <class Body>
     void run(const Body& body) {
         batched_.merge();
-        const std::size_t mask_at = 3;
-        const std::size_t keep_at = mask_.given() ? 4 : 3;
         std::vector<std::int64_t> ids(static_cast<std::size_t>(batched_.batch()));
         const nb::gil_scoped_release without_gil;
         for (std::int64_t call = 0; call < batched_.calls(); ++call) {
@@ -88,14 +137,14 @@ public:
             if (settings_.is_causal) {
                 options.mask = Mask::causal(Align::top_left);
             }
-            if (mask_.given()) {
-                const ConstTensorView view = batched_.view(mask_at, call);
+            if (mask_at_ != 0) {
+                const ConstTensorView view = batched_.view(mask_at_, call);
                 options.mask = options.mask & (view.dtype == DType::boolean ? Mask::allowed(view) : Mask::bias(view));
             }
             options.dropout.p = settings_.dropout_p;
             options.dropout.seed = settings_.seed;
-            if (keep_.given()) {
-                options.dropout.keep = batched_.view(keep_at, call);
+            if (keep_at_ != 0) {
+                options.dropout.keep = batched_.view(keep_at_, call);
             } else if (settings_.dropout_p > 0) {
                 std::iota(ids.begin(), ids.end(), call * batched_.batch());
                 options.dropout.sequence_ids = ids;
@@ -105,27 +154,22 @@ public:
     }
 
 private:
-    static Shape lead_of(const Operand& out) {
-        Shape lead;
-        for (int dim = 0; dim < out.rank() - 2; ++dim) {
-            lead.push_back(out.size(dim));
-        }
-        return lead;
-    }
-
-    Operand query_, key_, value_, mask_, keep_;
     Settings settings_;
     std::shared_ptr<const Runtime> runtime_;
     Batched batched_;
     std::size_t parts_ = 0;
+    std::size_t mask_at_ = 0;  // 0: none, there the query is
+    std::size_t keep_at_ = 0;
 };
 
-void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, nb::handle keep, nb::handle out,
-             nb::handle lse, double dropout_p, std::uint64_t seed, bool is_causal, std::optional<double> scale,
-             std::int64_t threads) {
-    const Operand context(out, "out", Access::write);
+nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask, nb::handle keep,
+                   nb::handle out, nb::handle lse, double dropout_p, std::uint64_t seed, bool is_causal,
+                   std::optional<double> scale, bool enable_gqa, std::int64_t threads) {
+    const Inputs inputs(query, key, value, attn_mask, keep);
+    nb::object result = output_of(out, query, inputs, enable_gqa);
+    const Operand context(result, "out", Access::write);
     const Operand rows = read_optional(lse, "lse", Access::write);
-    Call call(query, key, value, attn_mask, keep, context, {dropout_p, seed, is_causal, scale, threads});
+    Call call(inputs, context, {dropout_p, seed, is_causal, scale, enable_gqa, threads});
     const std::size_t out_at = call.add(context, Kind::tokens);
     const std::size_t lse_at = call.add(rows, Kind::rows);
     call.run([&](const auto& view, const AttentionOptions& options, const Runtime& runtime) {
@@ -135,6 +179,7 @@ void forward(nb::handle query, nb::handle key, nb::handle value, nb::handle attn
         }
         attention(view(0), view(1), view(2), view(out_at), options, extras, runtime);
     });
+    return result;
 }
 
 void backward(nb::handle d_out, nb::handle query, nb::handle key, nb::handle value, nb::handle attn_mask,
@@ -148,7 +193,9 @@ void backward(nb::handle d_out, nb::handle query, nb::handle key, nb::handle val
     const Operand dk(d_key, "grad_key", Access::write);
     const Operand dv(d_value, "grad_value", Access::write);
     const Operand dm = read_optional(d_mask, "grad_attn_mask", Access::write);
-    Call call(query, key, value, attn_mask, keep, context, {dropout_p, seed, is_causal, scale, threads});
+    const Inputs inputs(query, key, value, attn_mask, keep);
+    // Whether heads are grouped was checked by forward.
+    Call call(inputs, context, {dropout_p, seed, is_causal, scale, true, threads});
     const std::size_t d_out_at = call.add(d_context, Kind::tokens);
     const std::size_t out_at = call.add(context, Kind::tokens);
     const std::size_t lse_at = call.add(rows, Kind::rows);
@@ -175,12 +222,13 @@ void backward(nb::handle d_out, nb::handle query, nb::handle key, nb::handle val
 
 void bind_torch_attention(nb::module_& module) {
     module.def("torch_forward", &forward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
-               nb::arg("attn_mask").none(), nb::arg("keep").none(), nb::arg("out"), nb::arg("lse").none(),
-               nb::arg("dropout_p"), nb::arg("seed"), nb::arg("is_causal"), nb::arg("scale").none(), nb::arg("threads"),
+               nb::arg("attn_mask").none(), nb::arg("keep").none(), nb::arg("out").none(), nb::arg("lse").none(),
+               nb::arg("dropout_p"), nb::arg("seed"), nb::arg("is_causal"), nb::arg("scale").none(),
+               nb::arg("enable_gqa"), nb::arg("threads"),
                nb::sig("def torch_forward(query: object, key: object, value: object, attn_mask: object | None, "
-                       "keep: object | None, out: object, lse: object | None, dropout_p: float, seed: int, "
-                       "is_causal: bool, scale: float | None, threads: int) -> None"),
-               "What qkv.torch calls: tensors of any rank, out with the broadcast leading sizes.");
+                       "keep: object | None, out: object | None, lse: object | None, dropout_p: float, seed: int, "
+                       "is_causal: bool, scale: float | None, enable_gqa: bool, threads: int) -> typing.Any"),
+               "What qkv.torch calls: tensors of any rank. Returns out, or a new tensor for None.");
     module.def("torch_backward", &backward, nb::arg("grad_output"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
                nb::arg("attn_mask").none(), nb::arg("keep").none(), nb::arg("out"), nb::arg("lse"),
                nb::arg("grad_query"), nb::arg("grad_key"), nb::arg("grad_value"), nb::arg("grad_attn_mask").none(),

@@ -50,7 +50,7 @@ def test_the_package_type_checks():
 def test_the_program_comes_with_it(command):
     if command[0] == "-m":
         command = [sys.executable, *command]
-    shown = subprocess.run([*command, "explain", "--stages", "simple"], capture_output=True, text=True, check=False)
+    shown = subprocess.run([*command, "explain", "--stage", "simple"], capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "Your journey starts with one step" in shown.stdout
     refused = subprocess.run([*command, "explain", "--no-such-option"], capture_output=True, text=True, check=False)
