@@ -61,9 +61,10 @@ def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> torch.
         ) from None
 
 
-def _key_lead(lead: torch.Size, tensor: Tensor) -> tuple[int, ...]:
-    """The leading sizes of a key's or value's gradient before it is summed: its own heads."""
-    return (*lead[:-1], tensor.shape[-3] if tensor.dim() > 2 else 1) if lead else ()
+def _key_lead(lead: torch.Size, key: Tensor, value: Tensor) -> tuple[int, ...]:
+    """The leading sizes of the gradients of key and value before they are summed: with heads of their own."""
+    heads = (tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (key, value))
+    return (*lead[:-1], max(heads)) if lead else ()
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
@@ -106,8 +107,9 @@ def _backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, at
     """The gradients of query, key, value and, where it is wanted, the mask (else something empty)."""
     lead = out.shape[:-2]
     dq = query.new_empty((*lead, *query.shape[-2:]))
-    dk = key.new_empty((*_key_lead(lead, key), *key.shape[-2:]))
-    dv = value.new_empty((*_key_lead(lead, value), *value.shape[-2:]))
+    key_lead = _key_lead(lead, key, value)
+    dk = key.new_empty((*key_lead, *key.shape[-2:]))
+    dv = value.new_empty((*key_lead, *value.shape[-2:]))
     mask, dm = attn_mask, None
     if mask is not None and mask_grad:
         if len(lead) > 2:
@@ -368,3 +370,29 @@ def use() -> Iterator[None]:
         yield
     finally:
         torch.nn.functional.scaled_dot_product_attention = before
+
+
+def register_transformers(name: str = "qkv") -> None:
+    """Makes Hugging Face models take `attn_implementation="qkv"` (transformers 4.48 or later).
+
+    They get the masks that they would give to torch's scaled_dot_product_attention. Raises ImportError where
+    transformers cannot be imported.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, _transformers_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def _transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                            dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
+                            **_options: Any) -> tuple[Tensor, None]:
+    """What transformers calls: [B, H, T, D] in, [B, T, H, D] out. A missing mask means causal where the module is."""
+    if is_causal is None:
+        is_causal = query.shape[2] > 1 and attention_mask is None and bool(getattr(module, "is_causal", True))
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[-2]]
+    out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal, scaling,
+                                       enable_gqa=key.shape[1] != query.shape[1])
+    return out.transpose(1, 2).contiguous(), None

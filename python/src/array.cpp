@@ -46,6 +46,7 @@ constexpr dlpack::DataType dlpack_type(DType dtype) noexcept {
 /// numpy.empty and its dtype objects; looked up by the first result, kept for good.
 struct NumPy {
     PyObject* empty = nullptr;
+    PyObject* dtype_class = nullptr;
     PyObject* f32 = nullptr;
     PyObject* f64 = nullptr;
     PyObject* f16 = nullptr;
@@ -60,6 +61,7 @@ struct NumPy {
             return;
         }
         const auto module = nb::steal(numpy);
+        dtype_class = nb::object(module.attr("dtype")).release().ptr();
         f32 = nb::object(module.attr("dtype")("float32")).release().ptr();
         f64 = nb::object(module.attr("dtype")("float64")).release().ptr();
         f16 = nb::object(module.attr("dtype")("float16")).release().ptr();
@@ -242,8 +244,11 @@ nb::object new_array(const Shape& shape, DType dtype, nb::handle like) {
     const NumPy& numpy = NumPy::get();
     if (numpy.empty != nullptr) {
         nb::object type = nb::borrow(numpy.dtype(dtype));
-        if (dtype == DType::bf16 && like.is_valid() && PyObject_CheckBuffer(like.ptr()) != 0) {
-            type = like.attr("dtype");
+        if (dtype == DType::bf16 && like.is_valid()) {
+            nb::object own = nb::getattr(like, "dtype", nb::none());
+            if (PyObject_IsInstance(own.ptr(), numpy.dtype_class) == 1) {
+                type = std::move(own);
+            }
         }
         if (type.is_valid()) {
             const nb::object sizes = to_tuple(shape);

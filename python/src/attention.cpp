@@ -127,9 +127,9 @@ void merge_sinks(nb::handle out, nb::handle lse, nb::handle sinks) {
 
 void bind_attention(nb::module_& module) {
     module.def(
-        "attention", &attention_only, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::kw_only(),
-        nb::arg("out") = nb::none(), nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
-        nb::arg("softcap") = 0.0, nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(),
+        "attention", &attention_only, nb::arg("q").none(), nb::arg("k").none(), nb::arg("v").none(), nb::kw_only(),
+        nb::arg("out").none() = nb::none(), nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
+        nb::arg("softcap") = 0.0, nb::arg("sinks").none() = nb::none(), nb::arg("dropout") = nb::none(),
         nb::arg("offsets") = nb::none(), nb::arg("runtime") = nb::none(),
         nb::sig(
             "def attention(q: object, k: object, v: object, *, out: object | None = None, mask: Mask | None = None, "
@@ -155,11 +155,11 @@ void bind_attention(nb::module_& module) {
         ">>> qkv.attention(x, x, x, mask=qkv.Mask.causal(\"top_left\"), scale=0.0).round(2).tolist()[1]\n"
         "[0.5, 0.5, 0.0]");
     module.def(
-        "attention_with", &attention_with, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::kw_only(),
-        nb::arg("lse") = nb::none(), nb::arg("weights") = nb::none(), nb::arg("scores") = nb::none(),
-        nb::arg("scores_at") = "masked", nb::arg("lse_counts_sinks") = true, nb::arg("out") = nb::none(),
+        "attention_with", &attention_with, nb::arg("q").none(), nb::arg("k").none(), nb::arg("v").none(), nb::kw_only(),
+        nb::arg("lse").none() = nb::none(), nb::arg("weights") = nb::none(), nb::arg("scores") = nb::none(),
+        nb::arg("scores_at") = "masked", nb::arg("lse_counts_sinks") = true, nb::arg("out").none() = nb::none(),
         nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(), nb::arg("softcap") = 0.0,
-        nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(), nb::arg("offsets") = nb::none(),
+        nb::arg("sinks").none() = nb::none(), nb::arg("dropout") = nb::none(), nb::arg("offsets") = nb::none(),
         nb::arg("runtime") = nb::none(),
         nb::sig("def attention_with(q: object, k: object, v: object, *, lse: object = None, weights: object = None, "
                 "scores: object = None, scores_at: str = 'masked', lse_counts_sinks: bool = True, "
@@ -168,11 +168,13 @@ void bind_attention(nb::module_& module) {
                 "offsets: Offsets | None = None, runtime: Runtime | None = None) -> tuple[typing.Any, ...]"),
         "What qkv.attention_with names: (context, lse, weights, scores).");
     module.def(
-        "attention_merge", &merge, nb::arg("out"), nb::arg("lse"), nb::arg("part_out"), nb::arg("part_lse"),
+        "attention_merge", &merge, nb::arg("out").none(), nb::arg("lse").none(), nb::arg("part_out").none(),
+        nb::arg("part_lse").none(),
         nb::sig("def attention_merge(out: object, lse: object, part_out: object, part_lse: object) -> None"),
         "(out, lse) <- (out, lse) and (part_out, part_lse) together, in place, as if one call had seen the keys of\n"
         "both. float32 or float64, [B, Hq, Tq, Dv] and [B, Hq, Tq]; lse without sinks.");
-    module.def("attention_merge_sinks", &merge_sinks, nb::arg("out"), nb::arg("lse"), nb::arg("sinks"),
+    module.def("attention_merge_sinks", &merge_sinks, nb::arg("out").none(), nb::arg("lse").none(),
+               nb::arg("sinks").none(),
                nb::sig("def attention_merge_sinks(out: object, lse: object, sinks: object) -> None"),
                "The sinks [Hq], once, after the last merge, in place.");
 }

@@ -44,20 +44,20 @@ void Batched::add(const Operand& operand, Kind kind) {
         set(3, operand.rank() - 1);
     }
     for (int dim = 0; dim < lead; ++dim) {
-        const std::int64_t wanted = lead_[static_cast<std::size_t>(dim)];
+        const bool heads = dim == lead - 1;
+        const bool of_keys = heads && kind == Kind::key_value;
+        const std::int64_t wanted = of_keys ? kv_heads_ : lead_[static_cast<std::size_t>(dim)];
         const int own = dim - (lead - own_lead);
         const std::int64_t size = own < 0 ? 1 : operand.size(own);
         const std::int64_t stride = size == 1 ? 0 : operand.stride(own);
-        const bool heads = dim == lead - 1;
-        if (size != wanted && size != 1 && !(heads && grouped_ && kind == Kind::key_value)) {
+        if (size != wanted && size != 1) {
             refuse();
         }
-        if (!heads) {
-            part.strides.push_back(stride);
-        } else {
-            const bool own_size = kind == Kind::pairs || kind == Kind::key_value;
-            part.view.shape[1] = own_size ? size : wanted;
+        if (heads) {
+            part.view.shape[1] = kind == Kind::pairs ? size : wanted;
             part.view.strides[1] = stride;
+        } else {
+            part.strides.push_back(stride);
         }
     }
     parts_.push_back(std::move(part));

@@ -17,13 +17,13 @@ public:
     /// How an operand's dimensions are read.
     enum class Kind : std::uint8_t {
         tokens,     ///< [.., H, T, D], broadcast over the leading dimensions
-        key_value,  ///< the same with a number of heads of its own
+        key_value,  ///< the same with the heads of keys and values
         pairs,      ///< [.., H, Tq, Tk] that broadcasts itself: a size of 1 stays 1
         rows,       ///< [.., H, T]
     };
 
-    /// `lead`: the sizes before the last two, heads last. `grouped`: keys and values may have fewer heads.
-    Batched(Shape lead, bool grouped) : lead_(std::move(lead)), grouped_(grouped) {}
+    /// `lead`: the sizes before the last two, heads last. `kv_heads`: how many heads keys and values have.
+    Batched(Shape lead, std::int64_t kv_heads) : lead_(std::move(lead)), kv_heads_(kv_heads) {}
 
     /// Adds an operand, which must outlive this; views come in the order of adding. Throws ValueError unless it
     /// broadcasts to the leading sizes.
@@ -47,7 +47,7 @@ private:
     [[nodiscard]] bool mergeable(std::size_t outer) const;
 
     Shape lead_;
-    bool grouped_;
+    std::int64_t kv_heads_;
     std::vector<Part> parts_;
     Shape outer_;  // sizes of the loop over calls
     std::int64_t calls_ = 1;

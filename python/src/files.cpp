@@ -53,7 +53,7 @@ void bind_files(nb::module_& module) {
         [](const std::filesystem::path& path, nb::handle tensors, const io::Metadata& metadata) {
             io::write_safetensors(path, to_state(tensors, "tensors"), metadata);
         },
-        nb::arg("path"), nb::arg("tensors"), nb::arg("metadata") = io::Metadata{},
+        nb::arg("path"), nb::arg("tensors").none(), nb::arg("metadata") = io::Metadata{},
         nb::sig("def write_safetensors(path: str | os.PathLike[str], tensors: collections.abc.Mapping[str, object], "
                 "metadata: dict[str, str] = {}) -> None"),
         "Writes float arrays as F32. The file appears whole or not at all.");

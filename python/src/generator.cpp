@@ -76,7 +76,7 @@ void bind_generator(nb::module_& module) {
                 return is_double(dtype) ? to_array(self.rand<double>(to_shape(shape)))
                                         : to_array(self.rand<float>(to_shape(shape)));
             },
-            nb::arg("shape"), nb::arg("dtype") = "float32", nb::sig(rand_signature.c_str()),
+            nb::arg("shape").none(), nb::arg("dtype") = "float32", nb::sig(rand_signature.c_str()),
             "torch.rand(shape): uniform in [0, 1).")
         .def(
             "randn",
@@ -84,14 +84,14 @@ void bind_generator(nb::module_& module) {
                 return is_double(dtype) ? to_array(self.randn<double>(to_shape(shape)))
                                         : to_array(self.randn<float>(to_shape(shape)));
             },
-            nb::arg("shape"), nb::arg("dtype") = "float32", nb::sig(randn_signature.c_str()),
+            nb::arg("shape").none(), nb::arg("dtype") = "float32", nb::sig(randn_signature.c_str()),
             "torch.randn(shape): standard normal.")
         .def(
             "uniform_",
             [](Generator& self, nb::handle values, double from, double to) {
                 Filled(values).with([&](auto span) { self.uniform_(span, from, to); });
             },
-            nb::arg("values"), nb::arg("low") = 0.0, nb::arg("high") = 1.0,
+            nb::arg("values").none(), nb::arg("low") = 0.0, nb::arg("high") = 1.0,
             nb::sig("def uniform_(self, values: object, low: float = 0.0, high: float = 1.0) -> None"),
             "Fills a contiguous float32 or float64 array as tensor.uniform_(low, high).")
         .def(
@@ -99,7 +99,7 @@ void bind_generator(nb::module_& module) {
             [](Generator& self, nb::handle values, double mean, double std) {
                 Filled(values).with([&](auto span) { self.normal_(span, mean, std); });
             },
-            nb::arg("values"), nb::arg("mean") = 0.0, nb::arg("std") = 1.0,
+            nb::arg("values").none(), nb::arg("mean") = 0.0, nb::arg("std") = 1.0,
             nb::sig("def normal_(self, values: object, mean: float = 0.0, std: float = 1.0) -> None"),
             "Fills it as tensor.normal_(mean, std).")
         .def(
@@ -107,7 +107,7 @@ void bind_generator(nb::module_& module) {
             [](Generator& self, nb::handle values, double probability) {
                 Filled(values).with([&](auto span) { self.bernoulli_(span, probability); });
             },
-            nb::arg("values"), nb::arg("probability") = 0.5,
+            nb::arg("values").none(), nb::arg("probability") = 0.5,
             nb::sig("def bernoulli_(self, values: object, probability: float = 0.5) -> None"),
             "Fills it as tensor.bernoulli_(probability).");
 }

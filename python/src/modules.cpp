@@ -59,16 +59,16 @@ void define_passes(nb::class_<Stage, Module>& type, const char* shapes) {
         const PassArguments arguments(generator, trace);
         return arguments.finish(stage.forward(to_tensor<float>(x, "x"), arguments.pass()));
     };
-    type.def("forward", forward, nb::arg("x"), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
+    type.def("forward", forward, nb::arg("x").none(), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
              nb::sig(kForwardSignature), shapes);
-    type.def("__call__", forward, nb::arg("x"), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
+    type.def("__call__", forward, nb::arg("x").none(), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
              nb::sig(kCallSignature), shapes);
     type.def(
         "backward",
         [](Stage& stage, nb::handle d_output) {
             return to_array(stage.backward(to_tensor<float>(d_output, "d_output")));
         },
-        nb::arg("d_output"), nb::sig(kBackwardSignature),
+        nb::arg("d_output").none(), nb::sig(kBackwardSignature),
         "d_output, shaped as forward's result -> the gradient of x, after a forward in training. Adds to gradients().");
 }
 
@@ -86,7 +86,8 @@ void bind_module(nb::module_& module) {
             "Parameters and buffers by name, copied, as PyTorch's state_dict().")
         .def(
             "load_state_dict", [](Module& self, nb::handle state) { self.load_state_dict(to_state(state, "state")); },
-            nb::arg("state"), nb::sig("def load_state_dict(self, state: collections.abc.Mapping[str, object]) -> None"),
+            nb::arg("state").none(),
+            nb::sig("def load_state_dict(self, state: collections.abc.Mapping[str, object]) -> None"),
             "Replaces all parameters. Strict: a missing or unknown name or another shape raises ValueError, and then\n"
             "nothing has changed. torch.nn.MultiheadAttention's loads into the classes with many heads.")
         .def(
@@ -123,9 +124,9 @@ void bind_simple(nb::module_& module) {
             nb::sig("def __init__(self, normalise: typing.Literal['softmax', 'naive_softmax', 'sum'] = 'softmax') "
                     "-> None"),
             "normalise: how a row of scores becomes a row of weights that sums to one.")
-        .def("forward", forward, nb::arg("x"), nb::arg("trace") = nb::none(),
+        .def("forward", forward, nb::arg("x").none(), nb::arg("trace") = nb::none(),
              nb::sig("def forward(self, x: object, trace: dict[str, typing.Any] | None = None) -> typing.Any"), kShapes)
-        .def("__call__", forward, nb::arg("x"), nb::arg("trace") = nb::none(),
+        .def("__call__", forward, nb::arg("x").none(), nb::arg("trace") = nb::none(),
              nb::sig("def __call__(self, x: object, trace: dict[str, typing.Any] | None = None) -> typing.Any"),
              kShapes)
         .def(
@@ -133,7 +134,7 @@ void bind_simple(nb::module_& module) {
             [](const Stage& stage, nb::handle x, nb::handle d_context) {
                 return to_array(stage.backward(to_tensor<float>(x, "x"), to_tensor<float>(d_context, "d_context")));
             },
-            nb::arg("x"), nb::arg("d_context"),
+            nb::arg("x").none(), nb::arg("d_context").none(),
             nb::sig("def backward(self, x: object, d_context: object) -> typing.Any"),
             "d_context, shaped as x -> the gradient of x.");
 }
@@ -160,7 +161,7 @@ void bind_single_heads(nb::module_& module) {
                                                qkv_bias},
                       generator);
         },
-        nb::arg("d_in"), nb::arg("d_out"), nb::arg("init") = "linear", nb::arg("qkv_bias") = false,
+        nb::arg("d_in"), nb::arg("d_out").none(), nb::arg("init") = "linear", nb::arg("qkv_bias") = false,
         nb::arg("generator") = nb::none(),
         nb::sig("def __init__(self, d_in: int, d_out: int, init: typing.Literal['linear', 'uniform'] = 'linear', "
                 "qkv_bias: bool = False, generator: Generator | None = None) -> None"),
@@ -175,7 +176,7 @@ void bind_single_heads(nb::module_& module) {
            double dropout, bool qkv_bias, Generator* generator) {
             construct(stage, nn::CausalAttentionOptions{d_in, d_out, context_length, dropout, qkv_bias}, generator);
         },
-        nb::arg("d_in"), nb::arg("d_out"), nb::arg("context_length"), nb::arg("dropout") = 0.0,
+        nb::arg("d_in"), nb::arg("d_out").none(), nb::arg("context_length"), nb::arg("dropout") = 0.0,
         nb::arg("qkv_bias") = false, nb::arg("generator") = nb::none(),
         nb::sig("def __init__(self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, "
                 "qkv_bias: bool = False, generator: Generator | None = None) -> None"),
@@ -200,7 +201,7 @@ nb::class_<Stage, Module> bind_many_heads(nb::module_& module, const char* name,
             options.num_kv_heads = num_kv_heads;
             construct(stage, options, generator);
         },
-        nb::arg("d_in"), nb::arg("d_out"), nb::arg("context_length"), nb::arg("dropout") = 0.0,
+        nb::arg("d_in"), nb::arg("d_out").none(), nb::arg("context_length"), nb::arg("dropout") = 0.0,
         nb::arg("num_heads") = 1, nb::arg("qkv_bias") = false, nb::arg("num_kv_heads") = 0,
         nb::arg("generator") = nb::none(),
         nb::sig("def __init__(self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, "
@@ -243,20 +244,20 @@ void bind_cross(nb::module_& module) {
                 options.num_kv_heads = num_kv_heads;
                 construct(stage, options, generator);
             },
-            nb::arg("d_query"), nb::arg("d_source"), nb::arg("d_out"), nb::arg("dropout") = 0.0,
+            nb::arg("d_query"), nb::arg("d_source"), nb::arg("d_out").none(), nb::arg("dropout") = 0.0,
             nb::arg("num_heads") = 1, nb::arg("qkv_bias") = false, nb::arg("num_kv_heads") = 0,
             nb::arg("generator") = nb::none(),
             nb::sig("def __init__(self, d_query: int, d_source: int, d_out: int, dropout: float = 0.0, "
                     "num_heads: int = 1, qkv_bias: bool = False, num_kv_heads: int = 0, "
                     "generator: Generator | None = None) -> None"),
             "num_kv_heads: as in MultiHeadAttention.")
-        .def("forward", forward, nb::arg("queries"), nb::arg("source"), nb::arg("source_mask") = nb::none(),
-             nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
+        .def("forward", forward, nb::arg("queries").none(), nb::arg("source").none(),
+             nb::arg("source_mask") = nb::none(), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
              nb::sig("def forward(self, queries: object, source: object, source_mask: object | None = None, "
                      "generator: Generator | None = None, trace: dict[str, typing.Any] | None = None) -> typing.Any"),
              kShapes)
-        .def("__call__", forward, nb::arg("queries"), nb::arg("source"), nb::arg("source_mask") = nb::none(),
-             nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
+        .def("__call__", forward, nb::arg("queries").none(), nb::arg("source").none(),
+             nb::arg("source_mask") = nb::none(), nb::arg("generator") = nb::none(), nb::arg("trace") = nb::none(),
              nb::sig("def __call__(self, queries: object, source: object, source_mask: object | None = None, "
                      "generator: Generator | None = None, trace: dict[str, typing.Any] | None = None) -> typing.Any"),
              kShapes)
@@ -266,7 +267,8 @@ void bind_cross(nb::module_& module) {
                 const Stage::InputGradients gradients = stage.backward(to_tensor<float>(d_output, "d_output"));
                 return nb::make_tuple(to_array(gradients.queries), to_array(gradients.source));
             },
-            nb::arg("d_output"), nb::sig("def backward(self, d_output: object) -> tuple[typing.Any, typing.Any]"),
+            nb::arg("d_output").none(),
+            nb::sig("def backward(self, d_output: object) -> tuple[typing.Any, typing.Any]"),
             "d_output, shaped as forward's result -> (gradient of queries, gradient of source).");
 }
 

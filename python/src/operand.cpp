@@ -72,6 +72,7 @@ Operand& Operand::operator=(Operand&& other) noexcept {
     buffer_ = std::exchange(other.buffer_, Py_buffer{});
     versioned_ = std::exchange(other.versioned_, nullptr);
     unversioned_ = std::exchange(other.unversioned_, nullptr);
+    borrowed_from_ = std::move(other.borrowed_from_);
     return *this;
 }
 
@@ -87,6 +88,7 @@ void Operand::release() noexcept {
     }
     versioned_ = nullptr;
     unversioned_ = nullptr;
+    borrowed_from_.reset();
 }
 
 void Operand::refuse(PyObject* exception, const std::string& what) const { raise(exception, name_, " ", what); }
@@ -155,6 +157,15 @@ bool Operand::read_exchange(nb::handle object, Access access) {
     if (const nb::object grad = attribute(object, "requires_grad");
         access == Access::read && grad.is_valid() && grad.ptr() == Py_True) {
         refuse(PyExc_BufferError, "requires grad, which would be lost here; call detach(), or use qkv.torch");
+    }
+    dlpack::Tensor tensor{};
+    if (table->borrow != nullptr) {
+        if (table->borrow(object.ptr(), &tensor) != 0) {
+            raise_from_current(PyExc_BufferError, name_, " cannot be read");
+        }
+        borrowed_from_ = nb::borrow(object);
+        take(tensor);
+        return true;
     }
     if (table->from_object(object.ptr(), &versioned_) != 0) {
         versioned_ = nullptr;

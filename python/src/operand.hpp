@@ -82,6 +82,7 @@ private:
     Py_buffer buffer_{};
     dlpack::Versioned* versioned_ = nullptr;
     dlpack::Unversioned* unversioned_ = nullptr;
+    nb::object borrowed_from_;
 };
 
 /// A given array, or nothing for None.

@@ -99,30 +99,30 @@ void bind_mask(nb::module_& module) {
         "call that uses it. `align` says which corner of the scores a diagonal runs through when there are more keys\n"
         "than queries or fewer: \"top_left\" (PyTorch's is_causal) or \"bottom_right\" (decoding).")
         .def(nb::init<>(), "A mask that allows all.")
-        .def_static("causal", &causal, nb::arg("align"),
+        .def_static("causal", &causal, nb::arg("align").none(),
                     nb::sig("def causal(align: typing.Literal['top_left', 'bottom_right'] | int) -> Mask"),
                     "Query i sees keys up to its own place; with a whole number n, keys up to i + n.")
-        .def_static("window", &window, nb::arg("left").none(), nb::arg("right").none(), nb::arg("align"),
+        .def_static("window", &window, nb::arg("left").none(), nb::arg("right").none(), nb::arg("align").none(),
                     nb::sig("def window(left: int | None, right: int | None, "
                             "align: typing.Literal['top_left', 'bottom_right']) -> Mask"),
                     "Keys from `left` before the diagonal to `right` after it; None does not limit that side.")
-        .def_static("allowed", &allowed, nb::arg("allowed"), nb::sig("def allowed(allowed: object) -> Mask"),
+        .def_static("allowed", &allowed, nb::arg("allowed").none(), nb::sig("def allowed(allowed: object) -> Mask"),
                     "A bool array, True = may attend, that broadcasts to [B, Hq, Tq, Tk].")
-        .def_static("bias", &bias, nb::arg("bias"), nb::sig("def bias(bias: object) -> Mask"),
+        .def_static("bias", &bias, nb::arg("bias").none(), nb::sig("def bias(bias: object) -> Mask"),
                     "A float array that broadcasts to [B, Hq, Tq, Tk], added to the scores after softcap; -inf masks.")
-        .def_static("alibi", &alibi, nb::arg("slopes"), nb::arg("align") = "bottom_right",
+        .def_static("alibi", &alibi, nb::arg("slopes").none(), nb::arg("align").none() = "bottom_right",
                     nb::sig("def alibi(slopes: object, "
                             "align: typing.Literal['top_left', 'bottom_right'] = 'bottom_right') -> Mask"),
                     "Adds -slope·|query - key| to the scores. `slopes` is float32, [Hq] or [B, Hq].")
-        .def_static("key_begin", &key_begin, nb::arg("begin"), nb::sig("def key_begin(begin: object) -> Mask"),
+        .def_static("key_begin", &key_begin, nb::arg("begin").none(), nb::sig("def key_begin(begin: object) -> Mask"),
                     "The first key of each sequence (left padding): whole numbers, [B].")
-        .def_static("key_end", &key_end, nb::arg("end"), nb::sig("def key_end(end: object) -> Mask"),
+        .def_static("key_end", &key_end, nb::arg("end").none(), nb::sig("def key_end(end: object) -> Mask"),
                     "One past the last key of each sequence (right padding): whole numbers, [B].")
-        .def_static("packed", &packed, nb::arg("cumulative_queries"), nb::arg("cumulative_keys"),
+        .def_static("packed", &packed, nb::arg("cumulative_queries").none(), nb::arg("cumulative_keys").none(),
                     nb::sig("def packed(cumulative_queries: object, cumulative_keys: object) -> Mask"),
                     "A packed batch, B = 1: sequence s owns queries [queries[s], queries[s+1]) and keys likewise.")
-        .def_static("blocks", &blocks, nb::arg("query_block"), nb::arg("key_block"), nb::arg("starts"),
-                    nb::arg("key_blocks"), nb::arg("sequences") = 1, nb::arg("heads") = 1,
+        .def_static("blocks", &blocks, nb::arg("query_block"), nb::arg("key_block"), nb::arg("starts").none(),
+                    nb::arg("key_blocks").none(), nb::arg("sequences") = 1, nb::arg("heads") = 1,
                     nb::sig("def blocks(query_block: int, key_block: int, starts: object, key_blocks: object, "
                             "sequences: int = 1, heads: int = 1) -> Mask"),
                     "Block-sparse attention: the key blocks that each block of queries may attend to.\n"
@@ -160,7 +160,8 @@ void bind_offsets(nb::module_& module) {
             "__init__",
             [](Offsets* self, std::int64_t query, std::int64_t key, std::int64_t head, std::int64_t queries,
                std::int64_t keys) { new (self) Offsets{query, key, head, queries, keys}; },
-            nb::arg("query") = 0, nb::arg("key") = 0, nb::arg("head") = 0, nb::arg("queries") = 0, nb::arg("keys") = 0,
+            nb::arg("query").none() = 0, nb::arg("key").none() = 0, nb::arg("head") = 0, nb::arg("queries").none() = 0,
+            nb::arg("keys") = 0,
             "query, key, head: the places of the call's first ones. queries, keys: those of the whole sequence, for\n"
             "\"bottom_right\"; 0: offset plus the call's own.")
         .def_ro("query", &Offsets::query)

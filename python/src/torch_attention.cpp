@@ -75,6 +75,17 @@ struct Inputs {
     }
 };
 
+/// How many heads keys and values have: both that many, or 1. Throws ValueError unless they fit the query's.
+std::int64_t kv_heads(const Inputs& inputs, const Shape& lead, bool grouped) {
+    const auto heads = [](const Operand& operand) { return operand.rank() < 3 ? 1 : operand.size(operand.rank() - 3); };
+    const std::int64_t keys = heads(inputs.key);
+    const std::int64_t most = keys == 1 ? heads(inputs.value) : keys;
+    if (!grouped && most != 1 && most != lead.back()) {
+        raise(PyExc_ValueError, "key and value have ", most, " heads; expected ", lead.back(), ", or enable_gqa");
+    }
+    return most;
+}
+
 Shape lead_of(const Operand& out) {
     Shape lead;
     for (int dim = 0; dim < out.rank() - 2; ++dim) {
@@ -105,7 +116,9 @@ nb::object output_of(nb::handle out, nb::handle query, const Inputs& inputs, boo
 class Call {
 public:
     Call(const Inputs& inputs, const Operand& out, const Settings& settings)
-        : settings_(settings), runtime_(runtime_with(settings.threads)), batched_(lead_of(out), settings.enable_gqa) {
+        : settings_(settings),
+          runtime_(runtime_with(settings.threads)),
+          batched_(lead_of(out), kv_heads(inputs, lead_of(out), settings.enable_gqa)) {
         if (settings.is_causal && inputs.mask.given()) {
             raise(PyExc_ValueError, "attn_mask is given and is_causal is True; expected one of them");
         }
@@ -221,7 +234,7 @@ void backward(nb::handle d_out, nb::handle query, nb::handle key, nb::handle val
 }  // namespace
 
 void bind_torch_attention(nb::module_& module) {
-    module.def("torch_forward", &forward, nb::arg("query"), nb::arg("key"), nb::arg("value"),
+    module.def("torch_forward", &forward, nb::arg("query").none(), nb::arg("key").none(), nb::arg("value").none(),
                nb::arg("attn_mask").none(), nb::arg("keep").none(), nb::arg("out").none(), nb::arg("lse").none(),
                nb::arg("dropout_p"), nb::arg("seed"), nb::arg("is_causal"), nb::arg("scale").none(),
                nb::arg("enable_gqa"), nb::arg("threads"),
@@ -229,10 +242,11 @@ void bind_torch_attention(nb::module_& module) {
                        "keep: object | None, out: object | None, lse: object | None, dropout_p: float, seed: int, "
                        "is_causal: bool, scale: float | None, enable_gqa: bool, threads: int) -> typing.Any"),
                "What qkv.torch calls: tensors of any rank. Returns out, or a new tensor for None.");
-    module.def("torch_backward", &backward, nb::arg("grad_output"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
-               nb::arg("attn_mask").none(), nb::arg("keep").none(), nb::arg("out"), nb::arg("lse"),
-               nb::arg("grad_query"), nb::arg("grad_key"), nb::arg("grad_value"), nb::arg("grad_attn_mask").none(),
-               nb::arg("dropout_p"), nb::arg("seed"), nb::arg("is_causal"), nb::arg("scale").none(), nb::arg("threads"),
+    module.def("torch_backward", &backward, nb::arg("grad_output").none(), nb::arg("query").none(),
+               nb::arg("key").none(), nb::arg("value").none(), nb::arg("attn_mask").none(), nb::arg("keep").none(),
+               nb::arg("out").none(), nb::arg("lse").none(), nb::arg("grad_query").none(), nb::arg("grad_key").none(),
+               nb::arg("grad_value").none(), nb::arg("grad_attn_mask").none(), nb::arg("dropout_p"), nb::arg("seed"),
+               nb::arg("is_causal"), nb::arg("scale").none(), nb::arg("threads"),
                nb::sig("def torch_backward(grad_output: object, query: object, key: object, value: object, "
                        "attn_mask: object | None, keep: object | None, out: object, lse: object, grad_query: object, "
                        "grad_key: object, grad_value: object, grad_attn_mask: object | None, dropout_p: float, "
