@@ -11,8 +11,7 @@ namespace {
 template <class A>
 void add_values(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
     const std::int64_t width = problem.value_dim;
-    load_rows(scratch.value, problem.v, tile.sequence->batch, tile.head / problem.group,
-              tile.sequence->key_start + tile.column, tile.columns);
+    load_values(scratch.value, problem, *tile.sequence, tile.head / problem.group, tile.column, tile.columns);
     const Left<A> weights{scratch.weights, kKeyTile, 1};
     if (tile.full || all_finite(scratch.value, tile.columns * width)) {
         multiply_add(scratch.context, weights, scratch.value, tile.rows, tile.columns, width);

@@ -37,8 +37,7 @@ struct ForwardScratch {
 /// scratch.scores ← query · keyᵀ over the tile's keys.
 template <class A>
 void multiply_query_key(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    load_rows(scratch.key, problem.k, tile.sequence->batch, tile.head / problem.group,
-              tile.sequence->key_start + tile.column, tile.columns);
+    load_keys(scratch.key, problem, *tile.sequence, tile.head / problem.group, tile.column, tile.columns);
     transpose(scratch.key_transposed, scratch.key, tile.columns, problem.head_dim);
     multiply_tile(scratch.scores.scores, scratch.query, scratch.key_transposed, tile.rows, problem.head_dim);
 }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "qkv/attention.hpp"
 
@@ -18,10 +19,21 @@ inline constexpr std::int64_t kKeyTile = 64;
     return (tokens + tile - 1) / tile;
 }
 
+/// Memory of a cache: block n at data + n · bytes, its keys [kv_heads][tokens][D], then at `values_at` its values
+/// [kv_heads][tokens][Dv].
+struct KeyValueBlocks {
+    const std::byte* data = nullptr;  // null: keys and values are tensors
+    DType dtype = DType::f32;
+    std::int64_t tokens = 0;
+    std::int64_t bytes = 0;
+    std::int64_t values_at = 0;
+};
+
 struct Problem {
     ConstTensorView q;  // [B, Hq, Tq, D]
     ConstTensorView k;  // [B, Hkv, Tk, D]
     ConstTensorView v;  // [B, Hkv, Tk, Dv]
+    KeyValueBlocks blocks;
 
     std::int64_t batch = 0;
     std::int64_t heads = 0;
@@ -63,6 +75,7 @@ struct Sequence {
     std::int64_t batch = 0;  // where its tensors are: [batch, head, query_start + row, ...]
     std::int64_t query_start = 0;
     std::int64_t key_start = 0;
+    std::span<const std::int64_t> blocks;  // of a cache: token t lies in block blocks[t / tokens mod their number]
     std::int64_t queries = 0;
     std::int64_t keys = 0;
     // The closed-form part of the mask: columns [first_key, end_key), and low <= column − row <= high.
