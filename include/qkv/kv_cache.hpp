@@ -54,7 +54,7 @@ struct ContiguousOptions {
 struct WindowedOptions {
     std::int64_t window = 0;  ///< a token sees itself and the window − 1 before it
     /// Tokens that may be appended before the first of them is attended to: a chunk's first query looks back from
-    /// before the chunk. The ring has room for window + max_append − 1 tokens, rounded up to blocks, and one block.
+    /// before the chunk. The ring has room for window + max_append tokens, rounded up to blocks, and one block.
     std::int64_t max_append = 1;
     std::int64_t sequences = 1;  ///< the pool has one ring's blocks for each
     std::int64_t block_tokens = 64;
@@ -138,6 +138,7 @@ public:
 
 private:
     explicit KvCache(std::unique_ptr<detail::KvStorage> storage);
+    void check_prefix(SequenceId sequence, std::int64_t tokens) const;
     std::unique_ptr<detail::KvStorage> storage_;
 };
 
@@ -149,7 +150,7 @@ private:
 /// one of attention.hpp over all keys with Offsets.query = size − Tq: causal masks and windows mean the same by either
 /// alignment, score functions see positions. Nothing is masked that `options.mask` does not mask (one new token needs
 /// no mask, several usually want Mask::causal), except that a windowed cache of window W adds
-/// Mask::window(W − 1, nullopt, bottom_right).
+/// Mask::window(W − 1, nullopt, top_left).
 ///
 /// Tk is the longest sequence's size: allowed, bias, weights and scores are [B, Hq, Tq, Tk] with positions as columns,
 /// beyond a shorter sequence's size as beyond a packed segment. q is of any float type, `out` of the same or f32;
