@@ -115,8 +115,8 @@ public:
     [[nodiscard]] std::int64_t rotary_dim() const noexcept { return rotary_dim_; }
     /// m: what cosines and sines are multiplied by.
     [[nodiscard]] double attention_factor() const noexcept { return attention_factor_; }
-    /// Radians a token for each of the R/2 pairs, of a sequence of `length` tokens; the length matters to RopeDynamicNtk
-    /// alone. Empty with tables.
+    /// Radians a token for each of the R/2 pairs, of a sequence of `length` tokens; the length matters to
+    /// RopeDynamicNtk alone. Empty with tables.
     [[nodiscard]] std::vector<double> frequencies(std::int64_t length = 0) const;
     /// Whether a sequence that grows to `length` tokens keeps its frequencies all the way, as keys in a cache need.
     [[nodiscard]] bool steady_up_to(std::int64_t length) const noexcept;

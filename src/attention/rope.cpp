@@ -217,8 +217,8 @@ void Rope::turn(const ConstTensorView& x, const TensorView& out, bool back, cons
     for (std::int64_t sequence = 0; sequence < (by_sequence ? batch : 1); ++sequence) {
         std::int64_t length = positions.length == 0 ? positions.start + tokens : positions.length;
         if (by_sequence) {
-            const auto own = positions.each.subspan(static_cast<std::size_t>(sequence * tokens),
-                                                    static_cast<std::size_t>(tokens));
+            const auto own =
+                positions.each.subspan(static_cast<std::size_t>(sequence * tokens), static_cast<std::size_t>(tokens));
             length = *std::ranges::max_element(own) + 1;
         }
         job.frequencies.push_back(frequencies(length));
