@@ -203,7 +203,7 @@ RopeOptions golden_options(const nlohmann::json& golden) {
 TEST(Rope, EqualsHuggingFace) {
     const std::vector<std::int64_t> positions = goldens().file.at("positions");
     const auto tokens = static_cast<std::int64_t>(positions.size());
-    ASSERT_EQ(goldens().file.at("cases").size(), 13U);
+    ASSERT_EQ(goldens().file.at("cases").size(), 14U);
     for (const nlohmann::json& golden : goldens().file.at("cases")) {
         const std::string name = golden.at("name");
         SCOPED_TRACE(name);
@@ -266,17 +266,22 @@ TEST(Rope, DynamicNtkFollowsEachSequencesLength) {
     Random random(3);
     const std::vector<double> x = support::normals(random, 2 * 3 * 8, DType::f32);
     const std::vector<float> values(x.begin(), x.end());
-    const std::vector<std::int64_t> each{0, 1, 2, 9, 10, 11};
+    // Both begin at position 1, one is 4 tokens long and one 12.
+    const std::vector<std::int64_t> each{1, 2, 3, 1, 10, 11};
     std::vector<float> got(values.size());
     rope.apply(view(values.data(), {2, 1, 3, 8}), view(got.data(), {2, 1, 3, 8}), {.each = each});
-    // The same with the frequencies spelled out, one sequence at a time: 3 tokens and 12 tokens long.
+    // The same with the frequencies spelled out, one sequence at a time.
     std::vector<float> expected(values.size());
-    Rope({}, 8).apply(view(values.data(), {1, 1, 3, 8}), view(expected.data(), {1, 1, 3, 8}));
+    const std::span<const std::int64_t> long_one = std::span(each).last(3);
+    Rope({}, 8).apply(view(values.data(), {1, 1, 3, 8}), view(expected.data(), {1, 1, 3, 8}), {.start = 1});
+    Rope({.scaling = RopeNtk{2.0}}, 8)
+        .apply(view(values.data() + 24, {1, 1, 3, 8}), view(expected.data() + 24, {1, 1, 3, 8}), {.each = long_one});
+    EXPECT_TRUE(support::same_bits(got, expected));
+    // A start instead of positions.
+    rope.apply(view(values.data() + 24, {1, 1, 3, 8}), view(got.data() + 24, {1, 1, 3, 8}), {.start = 9});
     Rope({.scaling = RopeNtk{2.0}}, 8)
         .apply(view(values.data() + 24, {1, 1, 3, 8}), view(expected.data() + 24, {1, 1, 3, 8}), {.start = 9});
     EXPECT_TRUE(support::same_bits(got, expected));
-    rope.apply(view(values.data() + 24, {1, 1, 3, 8}), view(got.data() + 24, {1, 1, 3, 8}), {.start = 9});
-    EXPECT_TRUE(support::same_bits(got, expected)) << "a start instead of positions";
     // A length given counts for all.
     rope.apply(view(values.data(), {2, 1, 3, 8}), view(got.data(), {2, 1, 3, 8}), {.length = 12});
     Rope({.scaling = RopeNtk{2.0}}, 8).apply(view(values.data(), {2, 1, 3, 8}), view(expected.data(), {2, 1, 3, 8}));

@@ -6,5 +6,6 @@
 #include "qkv/io.hpp"
 #include "qkv/nn.hpp"
 #include "qkv/random.hpp"
+#include "qkv/rope.hpp"
 #include "qkv/tensor.hpp"
 #include "qkv/trace.hpp"

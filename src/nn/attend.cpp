@@ -76,23 +76,24 @@ BasicTensor<T> repeated(const BasicTensor<T>& x, std::int64_t times) {
     return all;
 }
 
+/// Records a projected sequence head by head.
 template <class T>
-void record(const Remembered<T>& memory, BasicTrace<T>& trace) {
+void record_heads(const char* name, const BasicTensor<T>& x, const AttendOptions& options, std::int64_t heads,
+                  BasicTrace<T>& trace) {
+    const BasicTensor<T> split = split_heads(x, heads);
+    Shape shape = options.leading;
+    if (heads != options.heads) {
+        shape.back() = heads;
+    }
+    shape.insert(shape.end(), split.shape().begin() + 1, split.shape().end());
+    trace.record(name, split.reshaped(std::move(shape)));
+}
+
+template <class T>
+void record_attention(const Remembered<T>& memory, BasicTrace<T>& trace) {
     const AttendOptions& options = memory.options;
     const BasicTensor<T> queries = split_heads(memory.queries, options.heads);
     const BasicTensor<T> keys = split_heads(memory.keys, options.kv_heads);
-    const BasicTensor<T> values = split_heads(memory.values, options.kv_heads);
-    Shape kv_leading = options.leading;
-    if (options.kv_heads != options.heads) {
-        kv_leading.back() = options.kv_heads;
-    }
-    const auto shown = [&trace](const char* name, const BasicTensor<T>& tensor, Shape shape) {
-        shape.insert(shape.end(), tensor.shape().begin() + 1, tensor.shape().end());
-        trace.record(name, tensor.reshaped(std::move(shape)));
-    };
-    shown("queries", queries, options.leading);
-    shown("keys", keys, kv_leading);
-    shown("values", values, kv_leading);
     const std::int64_t group = options.heads / options.kv_heads;
     const StepMask mask{.causal = options.causal, .keys = options.source_mask, .heads_per_batch = options.heads};
     const AttentionSteps<T> steps =
@@ -109,6 +110,19 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
+    if (pass.trace != nullptr) {
+        record_heads("queries", memory.queries, memory.options, heads, *pass.trace);
+        record_heads("keys", memory.keys, memory.options, kv_heads, *pass.trace);
+        record_heads("values", memory.values, memory.options, kv_heads, *pass.trace);
+    }
+    if (const std::optional<Rope>& rope = memory.options.rope) {
+        rope->apply(heads_of(memory.queries, heads), heads_of(memory.queries, heads));
+        rope->apply(heads_of(memory.keys, kv_heads), heads_of(memory.keys, kv_heads));
+        if (pass.trace != nullptr) {
+            record_heads("rotated_queries", memory.queries, memory.options, heads, *pass.trace);
+            record_heads("rotated_keys", memory.keys, memory.options, kv_heads, *pass.trace);
+        }
+    }
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
     memory.context = BasicTensor<T>({batch, tokens, memory.values.size(2) / kv_heads * heads});
@@ -117,7 +131,7 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
               heads_of(std::as_const(memory.values), kv_heads), heads_of(memory.context, heads),
               function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)});
     if (pass.trace != nullptr) {
-        record(memory, *pass.trace);
+        record_attention(memory, *pass.trace);
     }
 }
 
@@ -137,6 +151,10 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
          .dk = heads_of(gradients.keys, kv_heads),
          .dv = heads_of(gradients.values, kv_heads)},
         function_options(memory));
+    if (const std::optional<Rope>& rope = memory.options.rope) {
+        rope->apply_backward(heads_of(gradients.queries, heads), heads_of(gradients.queries, heads));
+        rope->apply_backward(heads_of(gradients.keys, kv_heads), heads_of(gradients.keys, kv_heads));
+    }
     return gradients;
 }
 

@@ -10,6 +10,7 @@
 #include "nn/attention_steps.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
+#include "qkv/rope.hpp"
 
 namespace qkv::nn {
 
@@ -20,6 +21,7 @@ struct AttendOptions {
     bool causal = false;
     std::vector<bool> source_mask = {};  ///< empty, or [batch, source tokens]: true = may be attended to
     StepDropout dropout = {};
+    std::optional<Rope> rope = {};  ///< turns queries and keys, each sequence from position 0
     /// Axes shown before [rows, columns] in a trace: none, the batch, the heads, or both.
     Shape leading = {};
 };
@@ -34,6 +36,13 @@ template <class Options>
     return options;
 }
 
+/// What turns queries and keys, if the options want it. Throws as Rope does.
+template <class Options>
+[[nodiscard]] std::optional<Rope> rope_of(const Options& options) {
+    return options.rope ? std::optional<Rope>(std::in_place, *options.rope, options.d_out / options.num_heads)
+                        : std::nullopt;
+}
+
 /// Width of all keys, or values, of a token.
 template <class Options>
 [[nodiscard]] std::int64_t kv_width(const Options& options) {
@@ -45,8 +54,8 @@ template <class T>
 struct Remembered {
     BasicTensor<T> query_input;         // [batch, tokens, width]
     BasicTensor<T> source_input;        // [batch, source tokens, width]
-    BasicTensor<T> queries;             // [batch, tokens, heads · head_dim]
-    BasicTensor<T> keys;                // [batch, source tokens, kv_heads · head_dim]
+    BasicTensor<T> queries;             // [batch, tokens, heads · head_dim], turned if a rope is there
+    BasicTensor<T> keys;                // [batch, source tokens, kv_heads · head_dim], likewise
     BasicTensor<T> values;              // as keys
     BasicTensor<T> context;             // as queries
     BasicTensor<T> lse;                 // [batch, heads, tokens, 1]
@@ -64,7 +73,8 @@ struct ProjectionGradients {
 
 /// context [batch, tokens, heads · head_dim] = softmax(Q Kᵀ / √head_dim) V per head, by qkv::attention. `memory` holds
 /// the inputs and the projected queries, keys and values already; the rest is filled in. A trace gets queries, keys,
-/// values and every step, as the plain passes of attention_steps see them.
+/// values, rotated_queries and rotated_keys where a rope turns them, and every step, as the plain passes of
+/// attention_steps see them.
 template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass);
 

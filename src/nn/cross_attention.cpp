@@ -14,7 +14,8 @@ BasicCrossAttention<T>::BasicCrossAttention(const CrossAttentionOptions& options
       query_(options.d_query, options.d_out, options.qkv_bias, generator),
       key_(options.d_source, kv_width(options_), options.qkv_bias, generator),
       value_(options.d_source, kv_width(options_), options.qkv_bias, generator),
-      out_proj_(options.d_out, options.d_out, true, generator) {
+      out_proj_(options.d_out, options.d_out, true, generator),
+      rope_(rope_of(options_)) {
     check_dropout(options.dropout);
 }
 
@@ -46,6 +47,7 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
             .kv_heads = options_.num_kv_heads,
             .source_mask = source_mask,
             .dropout = {options_.dropout, this->training()},
+            .rope = rope_,
             .leading = memory.batched ? Shape{queries.size(0), heads} : Shape{heads}},
            pass);
     BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);

@@ -13,7 +13,8 @@ BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOpti
       query_(options.d_in, options.d_out, options.qkv_bias, generator),
       key_(options.d_in, kv_width(options_), options.qkv_bias, generator),
       value_(options.d_in, kv_width(options_), options.qkv_bias, generator),
-      out_proj_(options.d_out, options.d_out, true, generator) {
+      out_proj_(options.d_out, options.d_out, true, generator),
+      rope_(rope_of(options_)) {
     check_dropout(options.dropout);
     check_context_length(1, options.context_length);
 }
@@ -36,6 +37,7 @@ BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, cons
             .kv_heads = options_.num_kv_heads,
             .causal = true,
             .dropout = {options_.dropout, this->training()},
+            .rope = rope_,
             .leading = memory.batched ? Shape{x.size(0), heads} : Shape{heads}},
            pass);
     BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);

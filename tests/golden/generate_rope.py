@@ -14,7 +14,7 @@ import transformers
 from pinned import require_pinned_torch
 from safetensors.torch import save_file
 from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb as turn_interleaved
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb as turn_half_split
 
 TRANSFORMERS = "5.23.0"
@@ -37,6 +37,8 @@ CASES = (
     ("yarn_mscale", 64, 10000.0, YARN | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.2}, 64),
     # 6 tokens turn less than once: the ramp begins and ends at pair 0.
     ("yarn_step", 16, 10000.0, YARN | {"original_max_position_embeddings": 6}, 64),
+    # Pairs that turn once lie past the last one there is.
+    ("yarn_small_base", 16, 10.0, YARN | {"original_max_position_embeddings": 4096, "beta_fast": 300.0}, 64),
     ("llama3", 64, 10000.0, LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 64}, 64),
     ("llama3_2", 128, 500000.0, LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}, 64),
 )
@@ -83,6 +85,29 @@ def run_case(name, head_dim, base, scaling, length):
     return described, {f"{name}.{key}": value.contiguous() for key, value in tensors.items()}
 
 
+def llama_attention():
+    """One layer's attention of a Llama: 4 heads that share 2 key heads, 2 sequences of 7 tokens, in float64 but for the
+    cosines and sines."""
+    config = transformers.LlamaConfig(
+        hidden_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        attn_implementation="eager",
+        rope_parameters={"rope_theta": 10000.0} | LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 32},
+    )
+    attention = LlamaAttention(config, layer_idx=0).double().eval()
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    angles = LlamaRotaryEmbedding(config)(x, torch.arange(7)[None])
+    hidden = torch.full((7, 7), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    with torch.no_grad():
+        output, _ = attention(x, position_embeddings=angles, attention_mask=hidden)
+    named = {"q": "W_query", "k": "W_key", "v": "W_value", "o": "out_proj"}
+    state = {f"{named[key[0]]}.weight": value for key, value in attention.state_dict().items()}
+    tensors = {"x": x, "output": output} | {f"state.{key}": value for key, value in state.items()}
+    return {f"llama_attention.{key}": value.contiguous() for key, value in tensors.items()}
+
+
 def main():
     made_with = require_pinned_torch()
     if transformers.__version__ != TRANSFORMERS:
@@ -94,6 +119,7 @@ def main():
         described, results = run_case(*case)
         cases.append(described)
         tensors |= results
+    tensors |= llama_attention()
     folder = Path(__file__).parent
     save_file(tensors, folder / "rope.safetensors", metadata={"made_with": made_with})
     lines = ",\n  ".join(json.dumps(case) for case in cases)

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
+#include "qkv/rope.hpp"
 
 namespace qkv::nn {
 
@@ -17,6 +19,8 @@ struct CrossAttentionOptions {
     std::int64_t num_heads = 1;
     bool qkv_bias = false;
     std::int64_t num_kv_heads = 0;  ///< grouped-query heads, as in MultiHeadAttentionOptions; 0: as many as num_heads
+    /// Queries are turned by their positions in their sequence, keys by theirs in the source, each counted from 0.
+    std::optional<RopeOptions> rope = {};
 };
 
 /// Cross-attention (Bahdanau et al. 2015; Vaswani et al. 2017, section 3.2.3, encoder-decoder attention): weights
@@ -26,7 +30,7 @@ struct CrossAttentionOptions {
 template <class T>
 class BasicCrossAttention : public BasicModule<T> {
 public:
-    /// Throws Error(invalid_argument) unless num_heads divides d_out.
+    /// Throws Error(invalid_argument) unless num_heads divides d_out, and for rope options that do not fit head_dim.
     BasicCrossAttention(const CrossAttentionOptions& options, Generator& generator);
 
     /// queries [tokens, d_query], source [source tokens, d_source], or both with a leading batch axis
@@ -57,6 +61,7 @@ private:
 
     CrossAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
+    std::optional<Rope> rope_;
 };
 
 using CrossAttention = BasicCrossAttention<float>;

@@ -8,6 +8,7 @@
 #include "qkv/nn/causal_attention.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
+#include "qkv/rope.hpp"
 
 namespace qkv::nn {
 
@@ -21,6 +22,9 @@ struct MultiHeadAttentionOptions {
     /// MultiHeadAttention: key and value heads, each shared by num_heads / num_kv_heads query heads (grouped-query
     /// attention, Ainslie et al. 2023); 0: as many as num_heads. W_key and W_value are [num_kv_heads · head_dim, d_in].
     std::int64_t num_kv_heads = 0;
+    /// MultiHeadAttention: queries and keys of each head are turned by their positions after the projection
+    /// (docs/rope.md); rotary_dim is at most head_dim.
+    std::optional<RopeOptions> rope = {};
 };
 
 /// Several causal heads side by side, their contexts concatenated: [.., tokens, num_heads · d_out].
@@ -61,7 +65,7 @@ private:
 template <class T>
 class BasicMultiHeadAttention : public BasicModule<T> {
 public:
-    /// Throws Error(invalid_argument) unless num_heads divides d_out.
+    /// Throws Error(invalid_argument) unless num_heads divides d_out, and for rope options that do not fit head_dim.
     BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
@@ -83,6 +87,7 @@ private:
 
     MultiHeadAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
+    std::optional<Rope> rope_;
 };
 
 using MultiHeadAttentionWrapper = BasicMultiHeadAttentionWrapper<float>;
