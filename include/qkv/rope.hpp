@@ -15,6 +15,11 @@
 
 namespace qkv {
 
+namespace detail {
+template <class T>
+class RopeRows;
+}
+
 /// Which two columns are turned together, pair i of R/2.
 enum class RopePairing : std::uint8_t {
     half_split,   ///< i and i + R/2: GPT-NeoX, Llama as Hugging Face stores it
@@ -122,6 +127,8 @@ public:
     [[nodiscard]] bool steady_up_to(std::int64_t length) const noexcept;
 
 private:
+    template <class T>
+    friend class detail::RopeRows;
     Rope() = default;
     void turn(const ConstTensorView& x, const TensorView& out, bool back, const RopePositions& positions,
               const Runtime& runtime) const;

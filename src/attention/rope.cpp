@@ -1,11 +1,11 @@
 #include "qkv/rope.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "attention/convert.hpp"
 #include "attention/rope_frequencies.hpp"
+#include "attention/rope_rows.hpp"
 #include "attention/validate_views.hpp"
 #include "core/float_environment.hpp"
 
@@ -28,92 +28,33 @@ std::int64_t checked_rotary_dim(std::int64_t rotary_dim, std::int64_t head_dim) 
 
 /// One call, all of it checked.
 struct Job {
+    const Rope& rope;
     ConstTensorView x;
     TensorView out;
-    bool back;  ///< turn by −φ
-    RopePairing pairing;
-    std::int64_t pairs;
-    std::int64_t start;
-    std::span<const std::int64_t> each;
-    double attention_factor;
-    std::vector<std::vector<double>> frequencies;  ///< of each sequence; one: all alike; none: tables
-    std::optional<ConstTensorView> cos, sin;
+    bool back;
+    const RopePositions& positions;
+    std::vector<std::vector<double>> frequencies;  ///< of each sequence, or one for all
 
     [[nodiscard]] std::int64_t position(std::int64_t sequence, std::int64_t token) const {
-        return each.empty() ? start + token : each[static_cast<std::size_t>(sequence * x.size(2) + token)];
+        return positions.each.empty() ? positions.start + token
+                                      : positions.each[static_cast<std::size_t>(sequence * x.size(2) + token)];
     }
-};
-
-/// Cosines and sines of one position, kept until another is asked for.
-template <class T>
-class Angles {
-public:
-    explicit Angles(const Job& job)
-        : job_(job), cos_(static_cast<std::size_t>(job.pairs)), sin_(static_cast<std::size_t>(job.pairs)) {}
-
-    void move_to(std::int64_t sequence, std::int64_t position) {
-        const std::size_t set = job_.frequencies.size() > 1 ? static_cast<std::size_t>(sequence) : 0;
-        if (position == position_ && set == set_) {
-            return;
-        }
-        position_ = position;
-        set_ = set;
-        if (job_.cos) {
-            detail::load(cos_.data(), job_.cos->at(0, 0, position, 0), job_.cos->dtype, job_.cos->strides[3],
-                         job_.pairs);
-            detail::load(sin_.data(), job_.sin->at(0, 0, position, 0), job_.sin->dtype, job_.sin->strides[3],
-                         job_.pairs);
-        } else {
-            for (std::size_t pair = 0; pair < cos_.size(); ++pair) {
-                const double angle = static_cast<double>(position) * job_.frequencies[set][pair];
-                cos_[pair] = static_cast<T>(job_.attention_factor * std::cos(angle));
-                sin_[pair] = static_cast<T>(job_.attention_factor * std::sin(angle));
-            }
-        }
-        if (job_.back) {
-            std::ranges::transform(sin_, sin_.begin(), std::negate<>{});
-        }
-    }
-
-    void turn(T* row) const {
-        if (job_.pairing == RopePairing::half_split) {
-            turn_pairs(row, 1, job_.pairs);
-        } else {
-            turn_pairs(row, 2, 1);
-        }
-    }
-
-private:
-    /// Pair i is columns i · step and i · step + gap.
-    void turn_pairs(T* row, std::int64_t step, std::int64_t gap) const {
-        for (std::int64_t pair = 0; pair < job_.pairs; ++pair) {
-            const auto at = static_cast<std::size_t>(pair);
-            const T a = row[pair * step];
-            const T b = row[pair * step + gap];
-            row[pair * step] = a * cos_[at] - b * sin_[at];
-            row[pair * step + gap] = b * cos_[at] + a * sin_[at];
-        }
-    }
-
-    const Job& job_;
-    std::vector<T> cos_, sin_;
-    std::int64_t position_ = -1;
-    std::size_t set_ = 0;
 };
 
 /// Tokens in the order token, sequence: in a batch whose sequences start alike, angles are found once for all of them.
 template <class T>
 void turn_tokens(const Job& job, std::int64_t begin, std::int64_t end) {
     const auto& [batch, heads, tokens, head_dim] = job.x.shape;
-    Angles<T> angles(job);
+    detail::RopeRows<T> rows(job.rope, job.back);
     std::vector<T> row(static_cast<std::size_t>(head_dim));
     for (std::int64_t n = begin; n < end; ++n) {
         const std::int64_t token = n / batch;
         const std::int64_t sequence = n % batch;
-        angles.move_to(sequence, job.position(sequence, token));
+        rows.move_to(job.position(sequence, token),
+                     job.frequencies[job.frequencies.size() > 1 ? static_cast<std::size_t>(sequence) : 0]);
         for (std::int64_t head = 0; head < heads; ++head) {
             detail::load(row.data(), job.x.at(sequence, head, token, 0), job.x.dtype, job.x.strides[3], head_dim);
-            angles.turn(row.data());
+            rows.turn(row.data());
             detail::store(job.out.at(sequence, head, token, 0), job.out.dtype, job.out.strides[3], row.data(),
                           head_dim);
         }
@@ -201,17 +142,7 @@ void Rope::turn(const ConstTensorView& x, const TensorView& out, bool back, cons
     if (x.empty()) {
         return;
     }
-    Job job{.x = x,
-            .out = out,
-            .back = back,
-            .pairing = options_.pairing,
-            .pairs = rotary_dim_ / 2,
-            .start = positions.start,
-            .each = positions.each,
-            .attention_factor = attention_factor_,
-            .frequencies = {},
-            .cos = cos_,
-            .sin = sin_};
+    Job job{.rope = *this, .x = x, .out = out, .back = back, .positions = positions, .frequencies = {}};
     const bool by_sequence =
         std::holds_alternative<RopeDynamicNtk>(options_.scaling) && positions.length == 0 && !positions.each.empty();
     for (std::int64_t sequence = 0; sequence < (by_sequence ? batch : 1); ++sequence) {

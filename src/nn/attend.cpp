@@ -10,12 +10,6 @@ namespace qkv::nn {
 
 namespace {
 
-/// [batch, tokens, heads · head_dim], seen in place as [batch, heads, tokens, head_dim].
-template <class Tensor>
-auto heads_of(Tensor& x, std::int64_t heads) {
-    return tokens_first(x.data(), x.size(0), x.size(1), heads, x.size(2) / heads);
-}
-
 /// Bytes as the booleans that they are.
 ConstTensorView booleans(const std::vector<std::uint8_t>& bytes, const Shape4& shape) {
     return {bytes.data(), DType::boolean, shape, contiguous_strides(shape)};
@@ -101,6 +95,32 @@ void record_attention(const Remembered<T>& memory, BasicTrace<T>& trace) {
     record_steps(steps, options.leading, trace);
 }
 
+/// Turns queries and keys where there is a rope, and records them before and after.
+template <class T>
+void turn(Remembered<T>& memory, BasicTrace<T>* trace) {
+    const AttendOptions& options = memory.options;
+    if (trace != nullptr) {
+        record_heads("queries", memory.queries, options, options.heads, *trace);
+        if (!options.keys_turned) {
+            record_heads("keys", memory.keys, options, options.kv_heads, *trace);
+        }
+        record_heads("values", memory.values, options, options.kv_heads, *trace);
+    }
+    if (!options.rope) {
+        return;
+    }
+    const auto queries = heads_of(memory.queries, options.heads);
+    options.rope->apply(queries, queries, {.start = options.first_query});
+    if (!options.keys_turned) {
+        const auto keys = heads_of(memory.keys, options.kv_heads);
+        options.rope->apply(keys, keys);
+    }
+    if (trace != nullptr) {
+        record_heads("rotated_queries", memory.queries, options, options.heads, *trace);
+        record_heads("rotated_keys", memory.keys, options, options.kv_heads, *trace);
+    }
+}
+
 }  // namespace
 
 template <class T>
@@ -110,19 +130,7 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
-    if (pass.trace != nullptr) {
-        record_heads("queries", memory.queries, memory.options, heads, *pass.trace);
-        record_heads("keys", memory.keys, memory.options, kv_heads, *pass.trace);
-        record_heads("values", memory.values, memory.options, kv_heads, *pass.trace);
-    }
-    if (const std::optional<Rope>& rope = memory.options.rope) {
-        rope->apply(heads_of(memory.queries, heads), heads_of(memory.queries, heads));
-        rope->apply(heads_of(memory.keys, kv_heads), heads_of(memory.keys, kv_heads));
-        if (pass.trace != nullptr) {
-            record_heads("rotated_queries", memory.queries, memory.options, heads, *pass.trace);
-            record_heads("rotated_keys", memory.keys, memory.options, kv_heads, *pass.trace);
-        }
-    }
+    turn(memory, pass.trace);
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
     memory.context = BasicTensor<T>({batch, tokens, memory.values.size(2) / kv_heads * heads});
@@ -152,8 +160,10 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
          .dv = heads_of(gradients.values, kv_heads)},
         function_options(memory));
     if (const std::optional<Rope>& rope = memory.options.rope) {
-        rope->apply_backward(heads_of(gradients.queries, heads), heads_of(gradients.queries, heads));
-        rope->apply_backward(heads_of(gradients.keys, kv_heads), heads_of(gradients.keys, kv_heads));
+        const auto d_queries = heads_of(gradients.queries, heads);
+        const auto d_keys = heads_of(gradients.keys, kv_heads);
+        rope->apply_backward(d_queries, d_queries);
+        rope->apply_backward(d_keys, d_keys);
     }
     return gradients;
 }

@@ -11,6 +11,7 @@
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 #include "qkv/rope.hpp"
+#include "qkv/view.hpp"
 
 namespace qkv::nn {
 
@@ -21,10 +22,18 @@ struct AttendOptions {
     bool causal = false;
     std::vector<bool> source_mask = {};  ///< empty, or [batch, source tokens]: true = may be attended to
     StepDropout dropout = {};
-    std::optional<Rope> rope = {};  ///< turns queries and keys, each sequence from position 0
+    std::optional<Rope> rope = {};  ///< turns queries and keys by their positions
+    std::int64_t first_query = 0;   ///< position of the first query; keys begin at 0
+    bool keys_turned = false;       ///< the rope has turned the keys already
     /// Axes shown before [rows, columns] in a trace: none, the batch, the heads, or both.
     Shape leading = {};
 };
+
+/// [batch, tokens, heads · head_dim], seen in place as [batch, heads, tokens, head_dim].
+template <class Tensor>
+[[nodiscard]] auto heads_of(Tensor& x, std::int64_t heads) {
+    return tokens_first(x.data(), x.size(0), x.size(1), heads, x.size(2) / heads);
+}
 
 /// Options whose num_kv_heads is a number. Throws Error(invalid_argument) unless num_heads divides d_out and
 /// num_kv_heads divides num_heads.

@@ -23,7 +23,6 @@ template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                                    Remembered<T>& memory) const {
     memory.batched = x.rank() == 3;
-    const std::int64_t heads = options_.num_heads;
     memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
     memory.source_input = memory.query_input;
     check_context_length(memory.query_input.size(1), options_.context_length);
@@ -32,19 +31,13 @@ BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, cons
         pass.trace->record("inputs", x);
         record_layers<T>({&query_, &key_, &value_}, *pass.trace);
     }
-    attend(memory,
-           {.heads = heads,
-            .kv_heads = options_.num_kv_heads,
-            .causal = true,
-            .dropout = {options_.dropout, this->training()},
-            .rope = rope_,
-            .leading = memory.batched ? Shape{x.size(0), heads} : Shape{heads}},
-           pass);
-    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);
-    if (pass.trace != nullptr) {
-        record_output(memory.context, out_proj_, output, *pass.trace);
-    }
-    return output;
+    return attend_and_project(memory,
+                              {.heads = options_.num_heads,
+                               .kv_heads = options_.num_kv_heads,
+                               .causal = true,
+                               .dropout = {options_.dropout, this->training()},
+                               .rope = rope_},
+                              out_proj_, pass);
 }
 
 template <class T>

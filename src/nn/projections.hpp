@@ -59,4 +59,17 @@ void record_output(const BasicTensor<T>& context, const BasicLinear<T>& out_proj
     trace.record("output", output);
 }
 
+/// The stage's output from projected queries, keys and values: attention per head and the output projection.
+template <class T>
+[[nodiscard]] BasicTensor<T> attend_and_project(Remembered<T>& memory, AttendOptions options,
+                                                const BasicLinear<T>& out_proj, const Pass<T>& pass) {
+    options.leading = memory.batched ? Shape{memory.queries.size(0), options.heads} : Shape{options.heads};
+    attend(memory, std::move(options), pass);
+    BasicTensor<T> output = without_batch(out_proj.forward(memory.context), memory.batched);
+    if (pass.trace != nullptr) {
+        record_output(memory.context, out_proj, output, *pass.trace);
+    }
+    return output;
+}
+
 }  // namespace qkv::nn

@@ -23,6 +23,15 @@ struct CrossAttentionOptions {
     std::optional<RopeOptions> rope = {};
 };
 
+/// A source's keys and values, projected once and read in every step of a generation.
+template <class T>
+struct ProjectedSource {
+    BasicTensor<T> keys;    ///< [batch, source tokens, kv_heads · head_dim], turned where the module has a rope
+    BasicTensor<T> values;  ///< as keys
+    std::vector<bool> source_mask;
+    bool batched = false;  ///< whether the source had a batch axis
+};
+
 /// Cross-attention (Bahdanau et al. 2015; Vaswani et al. 2017, section 3.2.3, encoder-decoder attention): weights
 /// [tokens, source tokens] are not square, and no position is in another's future, so nothing is causal.
 /// Parameters W_query [d_out, d_query], W_key and W_value [d_out, d_source], out_proj [d_out, d_out].
@@ -40,6 +49,15 @@ public:
                                          const Pass<T>& pass = {}, const std::vector<bool>& source_mask = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& queries, const BasicTensor<T>& source,
                                          const Pass<T>& pass = {}, const std::vector<bool>& source_mask = {}) const;
+
+    /// What forward makes of `source` before it meets a query.
+    [[nodiscard]] ProjectedSource<T> project_source(const BasicTensor<T>& source,
+                                                    const std::vector<bool>& source_mask = {}) const;
+    /// forward over a source that this module has projected: the same bits for each query, in as many calls as one
+    /// likes. The first query stands at position `first_query` of its sequence, which matters to a rope alone.
+    /// Remembers nothing for backward. A trace has neither source nor, with a rope, keys from before the turn.
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& queries, const ProjectedSource<T>& source,
+                                         const Pass<T>& pass = {}, std::int64_t first_query = 0) const;
 
     /// Gradients of both sequences.
     struct InputGradients {
