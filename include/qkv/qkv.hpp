@@ -4,6 +4,7 @@
 #include "qkv/attention.hpp"
 #include "qkv/error.hpp"
 #include "qkv/io.hpp"
+#include "qkv/kv_cache.hpp"
 #include "qkv/nn.hpp"
 #include "qkv/random.hpp"
 #include "qkv/rope.hpp"
