@@ -118,6 +118,8 @@ public:
 
     [[nodiscard]] std::int64_t head_dim() const noexcept { return head_dim_; }
     [[nodiscard]] std::int64_t rotary_dim() const noexcept { return rotary_dim_; }
+    /// How many positions there are: the tables' rows, or 2³².
+    [[nodiscard]] std::int64_t positions() const noexcept { return cos_ ? cos_->size(2) : kComputedPositions; }
     /// m: what cosines and sines are multiplied by.
     [[nodiscard]] double attention_factor() const noexcept { return attention_factor_; }
     /// Radians a token for each of the R/2 pairs, of a sequence of `length` tokens; the length matters to
@@ -127,6 +129,8 @@ public:
     [[nodiscard]] bool steady_up_to(std::int64_t length) const noexcept;
 
 private:
+    /// Past it an angle's rounding error, position · 2⁻⁵³, would come near that of f32.
+    static constexpr std::int64_t kComputedPositions = std::int64_t{1} << 32;
     template <class T>
     friend class detail::RopeRows;
     Rope() = default;

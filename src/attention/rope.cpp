@@ -13,8 +13,6 @@ namespace qkv {
 
 namespace {
 
-/// Past it an angle's rounding error, position · 2⁻⁵³, would come near that of f32.
-constexpr std::int64_t kPositions = std::int64_t{1} << 32;
 /// A task's tokens: so many that handing it out costs nothing beside them.
 constexpr std::int64_t kTokensPerTask = 64;
 
@@ -111,11 +109,11 @@ void Rope::check_views(const ConstTensorView& x, const char* x_name, const Tenso
 }
 
 void Rope::check_positions(const RopePositions& positions, std::int64_t batch, std::int64_t tokens) const {
-    const std::int64_t end = cos_ ? cos_->size(2) : kPositions;
+    const std::int64_t end = this->positions();
     const std::string expected =
         cos_ ? concat("; the table has rows for ", end, " positions") : concat("; expected 0 to ", end - 1);
-    if (positions.length < 0 || positions.length > kPositions) {
-        fail(ErrorCode::out_of_range, "positions.length is ", positions.length, "; expected 0 to ", kPositions);
+    if (positions.length < 0 || positions.length > kComputedPositions) {
+        fail(ErrorCode::out_of_range, "positions.length is ", positions.length, "; expected 0 to ", kComputedPositions);
     }
     if (positions.each.empty()) {
         if (positions.start < 0 || positions.start > end || tokens > end - positions.start) {

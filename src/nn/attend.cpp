@@ -99,13 +99,7 @@ void record_attention(const Remembered<T>& memory, BasicTrace<T>& trace) {
 template <class T>
 void turn(Remembered<T>& memory, BasicTrace<T>* trace) {
     const AttendOptions& options = memory.options;
-    if (trace != nullptr) {
-        record_heads("queries", memory.queries, options, options.heads, *trace);
-        if (!options.keys_turned) {
-            record_heads("keys", memory.keys, options, options.kv_heads, *trace);
-        }
-        record_heads("values", memory.values, options, options.kv_heads, *trace);
-    }
+    record_projected(memory, trace);
     if (!options.rope) {
         return;
     }
@@ -115,13 +109,31 @@ void turn(Remembered<T>& memory, BasicTrace<T>* trace) {
         const auto keys = heads_of(memory.keys, options.kv_heads);
         options.rope->apply(keys, keys);
     }
-    if (trace != nullptr) {
-        record_heads("rotated_queries", memory.queries, options, options.heads, *trace);
-        record_heads("rotated_keys", memory.keys, options, options.kv_heads, *trace);
-    }
+    record_turned(memory, trace);
 }
 
 }  // namespace
+
+template <class T>
+void record_projected(const Remembered<T>& memory, BasicTrace<T>* trace) {
+    if (trace == nullptr) {
+        return;
+    }
+    const AttendOptions& options = memory.options;
+    record_heads("queries", memory.queries, options, options.heads, *trace);
+    if (!options.keys_turned) {
+        record_heads("keys", memory.keys, options, options.kv_heads, *trace);
+    }
+    record_heads("values", memory.values, options, options.kv_heads, *trace);
+}
+
+template <class T>
+void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace) {
+    if (trace != nullptr) {
+        record_heads("rotated_queries", memory.queries, memory.options, memory.options.heads, *trace);
+        record_heads("rotated_keys", memory.keys, memory.options, memory.options.kv_heads, *trace);
+    }
+}
 
 template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
@@ -206,6 +218,8 @@ BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
 }
 
 #define QKV_INSTANTIATE(T)                                                                               \
+    template void record_projected(const Remembered<T>&, BasicTrace<T>*);                                \
+    template void record_turned(const Remembered<T>&, BasicTrace<T>*);                                   \
     template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
     template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
     template const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>&);                   \

@@ -87,6 +87,12 @@ struct ProjectionGradients {
 template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass);
 
+/// Into a trace, if there is one: queries, keys and values as projected; rotated_queries and rotated_keys.
+template <class T>
+void record_projected(const Remembered<T>& memory, BasicTrace<T>* trace);
+template <class T>
+void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace);
+
 template <class T>
 [[nodiscard]] ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context);
 
