@@ -22,6 +22,7 @@
 
 namespace qkv {
 
+class Rope;
 namespace detail {
 class KvStorage;
 }
@@ -105,6 +106,14 @@ public:
     /// rounded to the cache's. Throws out_of_range where a contiguous sequence would outgrow its capacity and
     /// out_of_memory where the pool has too few free blocks, before anything is appended to any sequence.
     void append(const CacheBatch& batch, ConstTensorView k, ConstTensorView v);
+    /// The same with each key turned by the rope at its token's position (docs/rope.md), in f32 (f64 in an f64 cache)
+    /// and before it is rounded to the cache's type. Throws also where the rope does not fit: another head_dim,
+    /// positions past those it has, a dynamic NTK scaling that would turn earlier keys otherwise.
+    void append(const CacheBatch& batch, ConstTensorView k, ConstTensorView v, const Rope& rope);
+    /// The positions that an append of tokens shaped as `tokens` would give them: [B, T] row-major, for the queries of
+    /// the same tokens (RopePositions::each).
+    [[nodiscard]] std::vector<std::int64_t> next_positions(const CacheBatch& batch,
+                                                           const ConstTensorView& tokens) const;
 
     /// Forgets all but the first `tokens` tokens. A ring refuses (out_of_range) when it no longer holds what the next
     /// token would see: taking back up to max_append tokens is always possible after an append of as many.
@@ -138,6 +147,7 @@ public:
 
 private:
     explicit KvCache(std::unique_ptr<detail::KvStorage> storage);
+    void append_turned(const CacheBatch& batch, const ConstTensorView& k, const ConstTensorView& v, const Rope* rope);
     void check_prefix(SequenceId sequence, std::int64_t tokens) const;
     std::unique_ptr<detail::KvStorage> storage_;
 };

@@ -7,5 +7,6 @@
 #include "qkv/kv_cache.hpp"
 #include "qkv/nn.hpp"
 #include "qkv/random.hpp"
+#include "qkv/rope.hpp"
 #include "qkv/tensor.hpp"
 #include "qkv/trace.hpp"

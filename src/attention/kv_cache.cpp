@@ -7,6 +7,7 @@
 
 #include "attention/cache_batch.hpp"
 #include "attention/convert.hpp"
+#include "attention/rope_rows.hpp"
 #include "attention/validate_views.hpp"
 #include "core/float_environment.hpp"
 
@@ -66,19 +67,42 @@ void check_tokens(const ConstTensorView& view, const char* name, const char* let
     detail::check_unit_stride(view, name);
 }
 
+/// Keys of a sequence that grows to `size` tokens can be turned, each once and for all.
+void check_rope(const Rope& rope, SequenceId id, std::int64_t size) {
+    if (size > rope.positions()) {
+        fail(ErrorCode::out_of_range, "rope: sequence ", id, " would grow to ", size, " tokens; expected at most ",
+             rope.positions(), ", the positions that the rope has");
+    }
+    if (!rope.steady_up_to(size)) {
+        fail(
+            ErrorCode::unsupported, "rope: sequence ", id, " would grow to ", size,
+            " tokens, past the original_context of a dynamic NTK scaling, whose frequencies change from there on; keys "
+            "in a cache keep the angles that they were turned by");
+    }
+}
+
 /// One token of one head, on its way from the caller's type to the cache's. A is the wider of computation's types, so
 /// that nothing is rounded twice but f64 on its way to 16 bits.
 template <class A>
 void append_row(std::byte* to, DType dtype, const ConstTensorView& view, std::int64_t batch, std::int64_t head,
-                std::int64_t token, std::vector<A>& row) {
+                std::int64_t token, std::vector<A>& row, const detail::RopeRows<A>* rope = nullptr) {
     detail::load(row.data(), view.at(batch, head, token, 0), view.dtype, 1, view.size(3));
+    if (rope != nullptr) {
+        rope->turn(row.data());
+    }
     detail::store(to, dtype, 1, row.data(), view.size(3));
 }
 
 template <class A>
 void append_rows(KvStorage& storage, std::span<const KvStorage::Growth> growths, const CacheBatch& batch,
-                 const ConstTensorView& k, const ConstTensorView& v) {
+                 const ConstTensorView& k, const ConstTensorView& v, const Rope* rope) {
     const KvLayout& layout = storage.layout();
+    std::optional<detail::RopeRows<A>> turns;
+    std::vector<double> frequencies;
+    if (rope != nullptr) {
+        turns.emplace(*rope);
+        frequencies = rope->frequencies();
+    }
     std::vector<A> row(static_cast<std::size_t>(std::max(layout.head_dim, *layout.value_dim)));
     storage.grow(growths);  // the last that can throw
     const FloatEnvironment modes;
@@ -89,8 +113,12 @@ void append_rows(KvStorage& storage, std::span<const KvStorage::Growth> growths,
         // A ring does not hold the beginning of an append that is longer than itself.
         for (std::int64_t token = std::max(begin, sequence.first); token < sequence.size; ++token) {
             const std::int64_t source = tokens.start + (token - begin);
+            if (turns) {
+                turns->move_to(token, frequencies);
+            }
             for (std::int64_t head = 0; head < layout.kv_heads; ++head) {
-                append_row(storage.key(sequence, head, token), layout.dtype, k, tokens.row, head, source, row);
+                append_row(storage.key(sequence, head, token), layout.dtype, k, tokens.row, head, source, row,
+                           turns ? &*turns : nullptr);
                 append_row(storage.value(sequence, head, token), layout.dtype, v, tokens.row, head, source, row);
             }
         }
@@ -156,6 +184,19 @@ void KvCache::remove(SequenceId sequence) {
 }
 
 void KvCache::append(const CacheBatch& batch, ConstTensorView k, ConstTensorView v) {
+    append_turned(batch, k, v, nullptr);
+}
+
+void KvCache::append(const CacheBatch& batch, ConstTensorView k, ConstTensorView v, const Rope& rope) {
+    if (rope.head_dim() != layout().head_dim) {
+        fail(ErrorCode::shape_mismatch, "rope has head_dim ", rope.head_dim(), "; expected ", layout().head_dim,
+             ", the cache's");
+    }
+    append_turned(batch, k, v, &rope);
+}
+
+void KvCache::append_turned(const CacheBatch& batch, const ConstTensorView& k, const ConstTensorView& v,
+                            const Rope* rope) {
     const KvLayout& layout = storage_->layout();
     check_tokens(k, "k", "[B, Hkv, T, D]", {k.size(0), layout.kv_heads, k.size(2), layout.head_dim});
     check_tokens(v, "v", "[B, Hkv, T, Dv]", {k.size(0), layout.kv_heads, k.size(2), *layout.value_dim});
@@ -176,10 +217,25 @@ void KvCache::append(const CacheBatch& batch, ConstTensorView k, ConstTensorView
                  " tokens, and ", tokens, " more would pass its capacity of ",
                  storage_->policy().capacity.value_or(kMostTokens));
         }
+        if (rope != nullptr) {
+            check_rope(*rope, batch.sequences[index], sequence.size + tokens);
+        }
         growths.push_back({&sequence, tokens});
     }
-    layout.dtype == DType::f64 ? append_rows<double>(*storage_, growths, batch, k, v)
-                               : append_rows<float>(*storage_, growths, batch, k, v);
+    layout.dtype == DType::f64 ? append_rows<double>(*storage_, growths, batch, k, v, rope)
+                               : append_rows<float>(*storage_, growths, batch, k, v, rope);
+}
+
+std::vector<std::int64_t> KvCache::next_positions(const CacheBatch& batch, const ConstTensorView& tokens) const {
+    detail::check_batch(*storage_, batch, tokens, "tokens");
+    std::vector<std::int64_t> positions;
+    for (std::size_t index = 0; index < batch.sequences.size(); ++index) {
+        const std::int64_t size = storage_->find(batch.sequences[index])->size;
+        for (std::int64_t token = 0; token < detail::batch_tokens(batch, tokens, index).count; ++token) {
+            positions.push_back(size + token);
+        }
+    }
+    return positions;
 }
 
 void KvCache::check_prefix(SequenceId id, std::int64_t tokens) const {

@@ -78,6 +78,11 @@ BasicMultiHeadAttentionWrapper<T>::BasicMultiHeadAttentionWrapper(const MultiHea
     if (options.num_heads < 1) {
         fail(ErrorCode::invalid_argument, "num_heads is ", options.num_heads, "; expected 1 or more");
     }
+    if (options.rope) {
+        fail(ErrorCode::unsupported,
+             "rope is not for the wrapper, which shows heads as single ones; expected none, or "
+             "MultiHeadAttention");
+    }
     for (std::int64_t head = 0; head < options.num_heads; ++head) {
         heads_.emplace_back(CausalAttentionOptions{.d_in = options.d_in,
                                                    .d_out = options.d_out,
