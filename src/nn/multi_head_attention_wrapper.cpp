@@ -59,6 +59,7 @@ BasicTensor<T> forward_heads(Heads& heads, const BasicTensor<T>& x, const Pass<T
                 continue;
             }
             std::vector<BasicTensor<T>> of_heads;
+            of_heads.reserve(traces.size());
             for (const BasicTrace<T>& trace : traces) {
                 of_heads.push_back(*trace.find(name));
             }
