@@ -2,7 +2,8 @@
 #ifndef QKV_EXPORT_H
 #define QKV_EXPORT_H
 
-/* On a function, or on a namespace of a public header: `namespace qkv QKV_EXPORT {`. */
+/* On a namespace of a public header, `namespace qkv QKV_EXPORT {`, and on a C function. Function templates outside
+ * classes need it once more: GCC forgets their namespace where they are instantiated. */
 #if defined(__GNUC__)
 #define QKV_EXPORT __attribute__((visibility("default")))
 #else

@@ -4,10 +4,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct CrossAttentionOptions {
     std::int64_t d_query = 0;   ///< width of the sequence that asks
@@ -64,4 +66,5 @@ using CrossAttention = BasicCrossAttention<float>;
 extern template class BasicCrossAttention<float>;
 extern template class BasicCrossAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

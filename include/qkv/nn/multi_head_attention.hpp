@@ -5,11 +5,13 @@
 #include <optional>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/nn/causal_attention.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct MultiHeadAttentionOptions {
     std::int64_t d_in = 0;
@@ -93,4 +95,5 @@ extern template class BasicMultiHeadAttentionWrapper<double>;
 extern template class BasicMultiHeadAttention<float>;
 extern template class BasicMultiHeadAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv
