@@ -19,8 +19,9 @@
 #include <vector>
 
 #include "qkv/attention.hpp"
+#include "qkv/export.h"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 class Rope;
 namespace detail {
@@ -183,4 +184,4 @@ void attention(ConstTensorView q, const KvCache& cache, const CacheBatch& batch,
                                                    const AttentionExtras& extras = {},
                                                    const Runtime& runtime = Runtime::serial());
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT
