@@ -138,11 +138,11 @@ TEST(RopeGoldens, AllEightCasesOfOnnx) {
     for (const nlohmann::json& golden : cases) {
         const std::string name = golden.at("name");
         SCOPED_TRACE(name);
-        const auto ids = tensors.find(name + ".positions");
+        const auto ids = tensors.find(name + ".position_ids");
         const std::vector<float> got =
-            onnx_rotary_embedding(golden.at("attributes"), tensors.at(name + ".x"), tensors.at(name + ".cos"),
-                                  tensors.at(name + ".sin"), ids == tensors.end() ? nullptr : &ids->second);
-        const Tensor& expected = tensors.at(name + ".y");
+            onnx_rotary_embedding(golden.at("attributes"), tensors.at(name + ".X"), tensors.at(name + ".cos_cache"),
+                                  tensors.at(name + ".sin_cache"), ids == tensors.end() ? nullptr : &ids->second);
+        const Tensor& expected = tensors.at(name + ".Y");
         ASSERT_EQ(static_cast<std::int64_t>(got.size()), expected.numel());
         for (std::size_t i = 0; i < got.size(); ++i) {
             const double want = expected.values()[i];

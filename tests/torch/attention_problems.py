@@ -6,9 +6,9 @@ import math
 import struct
 
 import torch
+from error_rule import DTYPES
 
-DTYPES = {"f32": (0, torch.float32), "bf16": (1, torch.bfloat16), "f16": (2, torch.float16), "f64": (3, torch.float64)}
-GRADIENTS = ("dq", "dk", "dv", "dbias", "dsinks")
+CODES = ("f32", "bf16", "f16", "f64")  # as attention_tool counts them
 
 
 def pick(generator, low, high):
@@ -35,7 +35,7 @@ def make(seed, most_tokens=40):
     p["scale"] = 1 / math.sqrt(p["head_dim"]) if chance(g, 0.8) else float(torch.randn(1, generator=g))
     p["softcap"] = float(pick(g, 1, 20)) if chance(g, 0.2) else 0.0
     p["p"] = 0.0
-    storage = DTYPES[p["dtype"]][1]
+    storage = DTYPES[p["dtype"]]
     compute = torch.float64 if p["dtype"] == "f64" else torch.float32
 
     def normal(shape, dtype):
@@ -61,7 +61,7 @@ def make(seed, most_tokens=40):
 def encode(p):
     """The problem as attention_tool reads it."""
     optional = ("allowed", "bias", "sinks", "keep")
-    header = [DTYPES[p["dtype"]][0]]
+    header = [CODES.index(p["dtype"])]
     header += [p[n] for n in ("batch", "heads", "kv_heads", "queries", "keys", "head_dim", "value_dim")]
     header += [p["causal"], p["left"], p["right"]] + [int(p[n] is not None) for n in optional] + [p["threads"]]
     data = struct.pack("<16q3d", *header, p["scale"], p["softcap"], p["p"])

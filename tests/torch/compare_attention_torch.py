@@ -3,9 +3,7 @@
 
     python3 compare_attention_torch.py path/to/attention_tool [--cases 300] [--seed 0]
 
-Error rule: infinities in the same places, and error <= 2 x that of PyTorch's plain formula in the same precision, plus a
-floor: two roundings of the largest value for out and lse; for gradients four roundings of the largest product of their
-factors, because they are differences of larger numbers. For float64, 1e-13 takes the rounding's place. Exits with 1 at the first problem that breaks it.
+Judged by error_rule.py. Exits with 1 at the first problem that breaks the rule.
 """
 import argparse
 import subprocess
@@ -13,38 +11,8 @@ import sys
 
 import torch
 
-from attention_problems import DTYPES, GRADIENTS, answer, answer_shapes, encode, make
-
-
-def floor_of(name, problem, expected):
-    epsilon = torch.finfo(DTYPES[problem["dtype"]][1]).eps / 2
-    if problem["dtype"] == "f64":
-        epsilon = 1e-13  # the reference is in float64 itself and no more exact than what it judges
-    finite = expected[torch.isfinite(expected)].abs()
-    largest = float(finite.max()) if finite.numel() else 0.0
-    if name not in GRADIENTS:
-        return 2 * epsilon * max(largest, 1.0)
-    products = float((problem["d_out"].norm(dim=-1).max() * problem["v"].norm(dim=-1).max()))
-    factor = max(1.0, abs(problem["scale"]) * float(max(problem["q"].abs().max(), problem["k"].abs().max())))
-    return 4 * epsilon * max(largest, products * factor)
-
-
-def compare(problem, got):
-    exact = answer(problem, torch.float64)
-    plain = answer(problem, DTYPES[problem["dtype"]][1])
-    worst = 0.0
-    for name, shape in answer_shapes(problem):
-        expected, value = exact[name].reshape(shape), got[name].reshape(shape)
-        finite = torch.isfinite(expected)
-        if not torch.equal(value[~finite], expected[~finite]):
-            return f"{name}: infinities or NaN in other places"
-        error = float((value - expected)[finite].abs().max()) if finite.any() else 0.0
-        honest = float((plain[name].reshape(shape) - expected)[finite].abs().max()) if finite.any() else 0.0
-        allowed = 2 * honest + floor_of(name, problem, expected)
-        worst = max(worst, error / allowed if allowed else float(error > 0))
-        if not error <= allowed:
-            return f"{name}: error {error:.3g}, plain {honest:.3g}, allowed {allowed:.3g}"
-    return worst
+from attention_problems import DTYPES, answer, answer_shapes, encode, make
+from error_rule import judge
 
 
 def main():
@@ -67,7 +35,7 @@ def main():
                 if len(data) != 8 * count:
                     sys.exit(f"seed {seed}: the tool gave no answer")
                 got[name] = torch.frombuffer(data, dtype=torch.float64)
-            verdict = compare(problem, got)
+            verdict = judge(problem, got, answer(problem, torch.float64), answer(problem, DTYPES[problem["dtype"]]))
             if isinstance(verdict, str):
                 settings = {n: v for n, v in problem.items() if not isinstance(v, torch.Tensor)}
                 tool.kill()
