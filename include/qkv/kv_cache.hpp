@@ -19,8 +19,9 @@
 #include <vector>
 
 #include "qkv/attention.hpp"
+#include "qkv/export.h"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 class Rope;
 namespace detail {
@@ -148,7 +149,7 @@ public:
 private:
     explicit KvCache(std::unique_ptr<detail::KvStorage> storage);
     void append_turned(const CacheBatch& batch, const ConstTensorView& k, const ConstTensorView& v, const Rope* rope);
-    void check_prefix(SequenceId sequence, std::int64_t tokens) const;
+    void check_prefix(SequenceId id, std::int64_t tokens) const;
     std::unique_ptr<detail::KvStorage> storage_;
 };
 
@@ -183,4 +184,4 @@ void attention(ConstTensorView q, const KvCache& cache, const CacheBatch& batch,
                                                    const AttentionExtras& extras = {},
                                                    const Runtime& runtime = Runtime::serial());
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT
