@@ -19,8 +19,9 @@ RowStatistics<A> take_statistics(const BackwardCall& call, Carver& carver) {
 
 /// Statistics of one tile of queries of one head.
 template <class A>
-void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
+void row_statistics(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t head, std::int64_t row,
                     std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const AttentionSaved& saved = call.saved;
     for (std::int64_t r = row; r < row + rows; ++r) {
@@ -51,31 +52,33 @@ void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int
 
 /// dQ of one tile of queries, and its part of dalibi.
 template <class A>
-void query_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                     std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
+void query_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t head, std::int64_t row,
+                     std::int64_t rows, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
                      double* dalibi) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
-    const std::int64_t width = problem.head_dim;
-    load_query_side(call, sequence, head, row, rows, scratch);
+    const std::int64_t width = scratch.key_width;
+    load_query_side(setup, sequence, head, row, rows, scratch);
     std::fill_n(scratch.d_query, rows * width, A(0));
     double slope_gradient = 0.0;
     for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) {
         if (!prepare_mask(problem, tile, scratch.scores)) {
             return;
         }
-        load_key_side(problem, sequence, head / problem.group, tile.column, tile.columns, scratch);
-        bias_gradient_tile(problem, tile, statistics, scratch);
+        load_key_side(setup, sequence, head / problem.group, tile.column, tile.columns, scratch);
+        bias_gradient_tile(setup, tile, statistics, scratch);
         if (dalibi != nullptr) {
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (std::int64_t c = 0; c < tile.columns; ++c) {
+                    const std::int64_t distance = std::abs(alibi_offset(tile) + r - c);
                     slope_gradient -=
-                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * alibi_distance<double>(tile, r, c);
+                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * static_cast<double>(distance);
                 }
             }
         }
         product_gradient_tile(problem, tile, scratch);
-        add_product(scratch.d_query, Left<A>{scratch.d_scores, kKeyTile, 1}, tile, scratch.scores.scores, scratch.key,
-                    rows, tile.columns, width);
+        add_product(setup.kernels, scratch.d_query, {scratch.d_scores, kKeyTile, 1}, tile, scratch, scratch.key,
+                    scratch.finite_key, rows, tile.columns, width);
     });
     if (dalibi != nullptr) {
         *dalibi = slope_gradient;
@@ -83,44 +86,41 @@ void query_gradients(const BackwardCall& call, const Sequence& sequence, std::in
     if (call.gradients.dq) {
         const TensorView& dq = *call.gradients.dq;
         for (std::int64_t r = 0; r < rows; ++r) {
-            for (std::int64_t d = 0; d < width; ++d) {
-                scratch.d_query[r * width + d] += A(0);  // no −0, as in forward
-            }
-            store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype, 1,
-                  scratch.d_query + r * width, width);
+            setup.kernels.store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype,
+                                scratch.d_query + r * width, problem.head_dim, static_cast<A>(problem.scale));
         }
     }
 }
 
 /// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch.
 template <class A>
-void add_key_gradients(const BackwardCall& call, const Tile& tile, const BackwardScratch<A>& scratch,
+void add_key_gradients(const BackwardSetup<A>& setup, const Tile& tile, BackwardScratch<A>& scratch,
                        const RowStatistics<A>& statistics) {
-    const Problem& problem = call.problem;
+    const Problem& problem = setup.call.problem;
     if (!prepare_mask(problem, tile, scratch.scores)) {
         return;
     }
-    load_query_side(call, *tile.sequence, tile.head, tile.row, tile.rows, scratch);
-    bias_gradient_tile(problem, tile, statistics, scratch);
+    load_query_side(setup, *tile.sequence, tile.head, tile.row, tile.rows, scratch);
+    bias_gradient_tile(setup, tile, statistics, scratch);
     product_gradient_tile(problem, tile, scratch);
-    const A* scores = scratch.scores.scores;
-    add_product(scratch.d_value, Left<A>{scratch.weights, 1, kKeyTile}, tile, scores, scratch.d_out, tile.columns,
-                tile.rows, problem.value_dim);
-    add_product(scratch.d_key, Left<A>{scratch.d_scores, 1, kKeyTile}, tile, scores, scratch.query, tile.columns,
-                tile.rows, problem.head_dim);
+    add_product(setup.kernels, scratch.d_value, {scratch.weights, 1, kKeyTile}, tile, scratch, scratch.d_out,
+                scratch.finite_d_out, tile.columns, tile.rows, scratch.value_width);
+    add_product(setup.kernels, scratch.d_key, {scratch.d_scores, 1, kKeyTile}, tile, scratch, scratch.query,
+                scratch.finite_query, tile.columns, tile.rows, scratch.key_width);
 }
 
 /// dK and dV of one tile of keys.
 template <class A>
-void key_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
-                   std::int64_t columns, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
+                   std::int64_t columns, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
-    std::fill_n(scratch.d_key, columns * problem.head_dim, A(0));
-    std::fill_n(scratch.d_value, columns * problem.value_dim, A(0));
+    std::fill_n(scratch.d_key, columns * scratch.key_width, A(0));
+    std::fill_n(scratch.d_value, columns * scratch.value_width, A(0));
     // Keys before first_key and from end_key on are nobody's: they are not read, and their gradients stay 0.
     const std::int64_t needed = std::min(columns, sequence.end_key - column);
     if (needed > 0 && column + columns > sequence.first_key) {
-        load_key_side(problem, sequence, kv_head, column, needed, scratch);
+        load_key_side(setup, sequence, kv_head, column, needed, scratch);
         const RowRange rows = rows_for_keys(sequence, column, needed);
         for (std::int64_t head = kv_head * problem.group; head < (kv_head + 1) * problem.group; ++head) {
             for (std::int64_t row = rows.begin / kQueryTile * kQueryTile; row < rows.end; row += kQueryTile) {
@@ -128,37 +128,34 @@ void key_gradients(const BackwardCall& call, const Sequence& sequence, std::int6
                 const Coverage covered = coverage(problem, tile);
                 tile.full = covered == Coverage::full && !problem.masks_single_scores();
                 if (covered != Coverage::none) {
-                    add_key_gradients(call, tile, scratch, statistics);
+                    add_key_gradients(setup, tile, scratch, statistics);
                 }
             }
         }
     }
-    const auto write = [&](const std::optional<TensorView>& view, A* values, std::int64_t width) {
-        if (!view) {
-            return;
-        }
-        for (std::int64_t c = 0; c < columns; ++c) {
-            for (std::int64_t d = 0; d < width; ++d) {
-                values[c * width + d] += A(0);
-            }
-            store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype, 1,
-                  values + c * width, width);
+    const auto write = [&](const std::optional<TensorView>& view, const A* values, std::int64_t width) {
+        for (std::int64_t c = 0; view && c < columns; ++c) {
+            setup.kernels.store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype,
+                                values + c * width, view->size(3), A(1));
         }
     };
-    write(call.gradients.dk, scratch.d_key, problem.head_dim);
-    write(call.gradients.dv, scratch.d_value, problem.value_dim);
+    // The rows of q that dS met carried the scale already.
+    write(call.gradients.dk, scratch.d_key, scratch.key_width);
+    write(call.gradients.dv, scratch.d_value, scratch.value_width);
 }
 
 /// dsink = −Σ rows weight of the sink · delta: a sink's dP is 0.
 template <class A>
-void sink_gradient(const BackwardCall& call, std::int64_t head, const RowStatistics<A>& statistics) {
+void sink_gradient(const BackwardSetup<A>& setup, std::int64_t head, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const A sink = per_head_value<A>(*problem.sinks, 0, head);
     double sum = 0.0;
     for (std::int64_t b = 0; b < problem.batch && sink != kMinusInfinity<A>; ++b) {
         for (std::int64_t row = 0; row < problem.queries; ++row) {
             const std::int64_t at = (b * problem.heads + head) * problem.queries + row;
-            sum -= static_cast<double>(exp_fast(sink - statistics.lse[at])) * static_cast<double>(statistics.delta[at]);
+            sum -= static_cast<double>(setup.kernels.exp(sink - statistics.lse[at])) *
+                   static_cast<double>(statistics.delta[at]);
         }
     }
     const TensorView& dsinks = *call.gradients.dsinks;
@@ -189,16 +186,17 @@ template <class A>
 void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtime) {
     using Scratch = BackwardScratch<A>;
     const Problem& problem = call.problem;
+    const BackwardSetup<A> setup{call, kernels::table<A>(runtime.instruction_set())};
     const AttentionGradients& gradients = call.gradients;
     const Workspace workspace(plan, gradients.workspace);
     Carver carver = workspace.shared();
     const RowStatistics<A> statistics = take_statistics<A>(call, carver);
     const auto for_each_item = [&](std::int64_t items, const auto& work) {
-        run_items<Scratch>(problem, plan, workspace, runtime, items, work);
+        run_items<Scratch>(setup, plan, workspace, runtime, items, work);
     };
     // Calls work(scratch, tile, number of tile, head) for all tiles of one side.
     const auto for_each_token_tile = [&](Side side, std::int64_t heads, const auto& work) {
-        for_each_item(tile_count(problem, side) * heads, [&](const Scratch& scratch, std::int64_t item) {
+        for_each_item(tile_count(problem, side) * heads, [&](Scratch& scratch, std::int64_t item) {
             const TokenTile tile = locate_tile(problem, side, item / heads);
             if (tile.count > 0) {
                 work(scratch, tile, item / heads, item % heads);
@@ -207,31 +205,32 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
     };
 
     for_each_token_tile(Side::queries, problem.heads,
-                        [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
-                            row_statistics(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                        [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                            row_statistics(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                         });
     if (gradients.dk || gradients.dv) {
         for_each_token_tile(Side::keys, problem.kv_heads,
-                            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
-                                key_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                            [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                                key_gradients(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                             });
     }
     if (gradients.dq || gradients.dalibi) {
         for_each_token_tile(
             Side::queries, problem.heads,
-            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
+            [&](Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
                 double* dalibi = gradients.dalibi ? statistics.dalibi + number * problem.heads + head : nullptr;
-                query_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics, dalibi);
+                query_gradients(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics, dalibi);
             });
     }
     if (gradients.dalibi) {
         write_slope_gradients(call, statistics);
     }
     if (gradients.dsinks) {
-        for_each_item(problem.heads, [&](const Scratch&, std::int64_t head) { sink_gradient(call, head, statistics); });
+        for_each_item(problem.heads,
+                      [&](const Scratch&, std::int64_t head) { sink_gradient(setup, head, statistics); });
     }
     if (gradients.dbias) {
-        run_bias_pass(call, plan, workspace, runtime, statistics);
+        run_bias_pass(setup, plan, workspace, runtime, statistics);
     }
 }
 

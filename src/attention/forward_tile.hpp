@@ -1,4 +1,4 @@
-// The arrays of one forward tile, and the steps that forward and the recording of weights share.
+// The arrays of forward's work, and the steps that forward and the recording of weights share.
 #pragma once
 
 #include "attention/dropout.hpp"
@@ -8,56 +8,122 @@
 
 namespace qkv::detail {
 
-template <class A>
-struct ForwardScratch {
-    ForwardScratch(const Problem& problem, Carver& carver)
-        : query(carver.take<A>(kQueryTile * problem.head_dim)),
-          key(carver.take<A>(kKeyTile * problem.head_dim)),
-          key_transposed(carver.take<A>(kKeyTile * problem.head_dim)),
-          value(carver.take<A>(kKeyTile * problem.value_dim)),
-          context(carver.take<A>(kQueryTile * problem.value_dim)),
-          weights(carver.take<A>(kQueryTile * kKeyTile)),
-          factors(carver.take<A>(problem.dropout ? kQueryTile * kKeyTile : 0)),
-          scores{carver.take<A>(kQueryTile * kKeyTile),
-                 carver.take<A>(problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
-                 carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
-          states(carver.take<RowState<A>>(kQueryTile)) {}
+/// An item of work: up to `tokens` queries of up to `heads` heads that share keys. They are cut into row tiles, and
+/// every tile of keys, once packed, serves all of them.
+struct ForwardCut {
+    std::int64_t tokens = kQueryTile;
+    std::int64_t heads = 1;
 
-    A* query;           // (rows, D)
-    A* key;             // (columns, D)
-    A* key_transposed;  // (D, kKeyTile)
-    A* value;           // (columns, Dv)
-    A* context;         // (rows, Dv), not yet divided by the row sums
-    A* weights;         // (rows, kKeyTile), relative to the row's running maximum
-    A* factors;         // (rows, kKeyTile), dropout's
-    ScoreScratch<A> scores;
-    RowState<A>* states;  // (rows)
+    [[nodiscard]] std::int64_t row_tiles() const { return tokens / kQueryTile * heads; }
 };
 
-/// scratch.scores ← query · keyᵀ over the tile's keys.
 template <class A>
-void multiply_query_key(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    load_rows(scratch.key, problem.k, tile.sequence->batch, tile.head / problem.group,
-              tile.sequence->key_start + tile.column, tile.columns);
-    transpose(scratch.key_transposed, scratch.key, tile.columns, problem.head_dim);
-    multiply_tile(scratch.scores.scores, scratch.query, scratch.key_transposed, tile.rows, problem.head_dim);
+struct ForwardSetup {
+    const ForwardCall& call;
+    const Kernels<A>& kernels;
+    ForwardCut cut;
+};
+
+/// A tile of queries of one head within an item, with what it has gathered so far.
+template <class A>
+struct RowTile {
+    std::int64_t head;
+    std::int64_t row;
+    std::int64_t rows;
+    KeyRange needed;
+    A* query;      // (rows, padded D), scaled
+    A* context;    // (rows, padded Dv), not yet divided by the row sums
+    A* reference;  // (rows)
+    A* sums;       // (rows, kLanes)
+
+    [[nodiscard]] RowState<A> state(std::int64_t r) const { return {reference[r], total(sums + r * kernels::kLanes)}; }
+};
+
+/// A tile of keys and their values, packed.
+template <class A>
+struct KeyTile {
+    std::int64_t column = 0;
+    std::int64_t columns = 0;
+    bool packed = false;
+    bool finite_values = false;
+};
+
+template <class A>
+struct ForwardScratch {
+    ForwardScratch(const ForwardSetup<A>& setup, Carver& carver)
+        : key_width(kernels::padded(setup.call.problem.head_dim)),
+          value_width(kernels::padded(setup.call.problem.value_dim)),
+          tiles(carver.take<RowTile<A>>(setup.cut.row_tiles())),
+          key(carver.take<A>(kKeyTile * key_width)),
+          key_transposed(carver.take<A>(kKeyTile * key_width)),
+          value(carver.take<A>(kKeyTile * value_width)),
+          cleared(carver.take<A>(kKeyTile * value_width)),
+          weights(carver.take<A>(kQueryTile * kKeyTile)),
+          factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
+          scores{carver.take<A>(kQueryTile * kKeyTile),
+                 carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
+                 carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
+          query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
+          context(carver.take<A>(setup.cut.row_tiles() * kQueryTile * value_width)),
+          reference(carver.take<A>(setup.cut.row_tiles() * kQueryTile)),
+          sums(carver.take<A>(setup.cut.row_tiles() * kQueryTile * kernels::kLanes)) {}
+
+    std::int64_t key_width;
+    std::int64_t value_width;
+    RowTile<A>* tiles;
+    A* key;             // (columns, padded D)
+    A* key_transposed;  // (padded D, kKeyTile)
+    A* value;           // (kKeyTile, padded Dv), 0 past the columns
+    A* cleared;         // a copy of value for one row
+    A* weights;         // (rows, kKeyTile), relative to the row's reference
+    A* factors;         // (rows, kKeyTile), dropout's
+    ScoreScratch<A> scores;
+    // Of all row tiles.
+    A* query;
+    A* context;
+    A* reference;
+    A* sums;
+};
+
+template <class A>
+void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, const KeyTile<A>& tile,
+               const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    setup.kernels.load(scratch.key, scratch.key_width,
+                       rows_of(problem.k, sequence.batch, kv_head, sequence.key_start + tile.column, tile.columns),
+                       problem.head_dim, A(1));
+    setup.kernels.transpose(scratch.key_transposed, scratch.key, scratch.key_width, tile.columns, problem.head_dim);
 }
 
-/// The tile's final scores; false when every one of them is masked.
+/// scratch.scores ← scale · query · keyᵀ over the packed keys.
 template <class A>
-[[nodiscard]] bool score_tile(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    if (!prepare_mask(problem, tile, scratch.scores)) {
-        return false;
+void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const ForwardScratch<A>& scratch) {
+    setup.kernels.multiply(scratch.scores.scores, kKeyTile, {rows.query, scratch.key_width, 1}, scratch.key_transposed,
+                           kKeyTile, rows.rows, setup.call.problem.head_dim, kKeyTile);
+}
+
+/// Writes extras.weights and extras.scores for the rows of a tile whose states are final (sinks not counted). The
+/// scores are computed again, so that nothing about the context depends on who asks.
+template <class A>
+void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                 const ForwardScratch<A>& scratch);
+
+/// The sink takes part in the softmax as one more score without a value: the state with it.
+template <class A>
+[[nodiscard]] RowState<A> with_sink(const Kernels<A>& kernels, const RowState<A>& state, A sink) {
+    if (sink == kMinusInfinity<A>) {
+        return state;
     }
-    multiply_query_key(problem, tile, scratch);
-    finish_scores(problem, tile, scratch.scores);
-    return true;
+    const A reference = sink > state.reference ? sink : state.reference;
+    return {reference, state.sum * kernels.exp(state.reference - reference) + kernels.exp(sink - reference)};
 }
 
-/// Writes extras.weights and extras.scores for rows [row, row + rows), whose final states (sinks counted) are in
-/// scratch. The scores are computed again, so that nothing about the context depends on who asks.
+/// The state with its head's sink, where there are sinks.
 template <class A>
-void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                 std::int64_t rows, const ForwardScratch<A>& scratch);
+[[nodiscard]] RowState<A> final_state(const ForwardSetup<A>& setup, const RowTile<A>& rows, std::int64_t r) {
+    const auto& sinks = setup.call.problem.sinks;
+    const RowState<A> state = rows.state(r);
+    return sinks ? with_sink(setup.kernels, state, per_head_value<A>(*sinks, 0, rows.head)) : state;
+}
 
 }  // namespace qkv::detail

@@ -73,13 +73,20 @@ RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64
     return {begin, end};
 }
 
+KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t rows) {
+    if (rows == 0) {
+        return {};
+    }
+    return {row_columns(sequence, row).begin / kKeyTile * kKeyTile,
+            std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end), false};
+}
+
 KeyRanges::KeyRanges(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,
                      std::int64_t rows)
     : problem_(problem), sequence_(sequence), head_(head), row_(row), rows_(rows) {
-    if (rows > 0) {
-        column_ = row_columns(sequence, row).begin / kKeyTile * kKeyTile;
-        end_ = std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end);
-    }
+    const KeyRange needed = needed_keys(sequence, row, rows);
+    column_ = needed.begin;
+    end_ = needed.end;
 }
 
 Coverage KeyRanges::coverage_at(std::int64_t column) const {

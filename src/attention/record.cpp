@@ -35,11 +35,13 @@ struct Recorder {
 }  // namespace
 
 template <class A>
-void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                 std::int64_t rows, const ForwardScratch<A>& scratch) {
-    const Problem& problem = call.problem;
-    const AttentionExtras& extras = call.extras;
-    const Recorder<A> recorder{sequence, head, row, rows};
+void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                 const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    const AttentionExtras& extras = setup.call.extras;
+    const Kernels<A>& kernels = setup.kernels;
+    const Recorder<A> recorder{sequence, rows.head, rows.row, rows.rows};
+    const std::int64_t kv_head = rows.head / problem.group;
     const bool masked_scores = extras.scores && extras.scores_at == ScorePoint::masked;
     const bool weights_as_scores = extras.scores && extras.scores_at == ScorePoint::weights;
 
@@ -50,21 +52,27 @@ void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t
         recorder.fill(*extras.scores, masked_scores ? kMinusInfinity<A> : A(0));
     }
     if (extras.weights || masked_scores || weights_as_scores) {
-        for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) {
-            if (!score_tile(problem, tile, scratch)) {
+        RowState<A> states[kQueryTile];
+        A references[kQueryTile];
+        for (std::int64_t r = 0; r < rows.rows; ++r) {
+            states[r] = final_state(setup, rows, r);
+            references[r] = states[r].reference;
+        }
+        for_each_tile(problem, sequence, rows.head, rows.row, rows.rows, [&](const Tile& tile) {
+            if (!prepare_mask(problem, tile, scratch.scores)) {
                 return;
             }
-            const A* scores = scratch.scores.scores;
+            pack_keys(setup, sequence, kv_head, {tile.column, tile.columns}, scratch);
+            multiply_query_key(setup, rows, scratch);
+            finish_scores(problem, kernels, tile, scratch.scores);
             if (masked_scores) {
-                recorder.put_tile(*extras.scores, tile, scores);
+                recorder.put_tile(*extras.scores, tile, scratch.scores.scores);
             }
+            kernels.weigh(scratch.weights, scratch.scores.scores, references, rows.rows);
             for (std::int64_t r = 0; r < tile.rows; ++r) {
-                const RowState<A>& state = scratch.states[r];
-                const A base = subtrahend(state.max);
-                const A sum = state.sum == A(0) ? A(1) : state.sum;
+                const A sum = states[r].sum == A(0) ? A(1) : states[r].sum;
                 for (std::int64_t c = 0; c < kKeyTile; ++c) {
-                    const std::int64_t at = r * kKeyTile + c;
-                    scratch.weights[at] = exp_fast(scores[at] - base) / sum;
+                    scratch.weights[r * kKeyTile + c] /= sum;
                 }
             }
             if (extras.weights) {
@@ -77,20 +85,21 @@ void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t
     }
     if (extras.scores && (extras.scores_at == ScorePoint::scaled || extras.scores_at == ScorePoint::capped)) {
         for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
-            const Tile tile{&sequence, head, row, rows, column, std::min(kKeyTile, sequence.keys - column), true};
-            multiply_query_key(problem, tile, scratch);
-            scale_scores(problem, scratch.scores.scores, rows);
+            const std::int64_t columns = std::min(kKeyTile, sequence.keys - column);
+            pack_keys(setup, sequence, kv_head, {column, columns}, scratch);
+            multiply_query_key(setup, rows, scratch);
             if (extras.scores_at == ScorePoint::capped) {
-                cap_scores(problem, scratch.scores.scores, rows);
+                cap_scores(problem, kernels, scratch.scores.scores, rows.rows);
             }
-            recorder.put_tile(*extras.scores, tile, scratch.scores.scores);
+            recorder.put_tile(*extras.scores, {&sequence, rows.head, rows.row, rows.rows, column, columns, true},
+                              scratch.scores.scores);
         }
     }
 }
 
-template void record_rows<float>(const ForwardCall&, const Sequence&, std::int64_t, std::int64_t, std::int64_t,
+template void record_rows<float>(const ForwardSetup<float>&, const Sequence&, const RowTile<float>&,
                                  const ForwardScratch<float>&);
-template void record_rows<double>(const ForwardCall&, const Sequence&, std::int64_t, std::int64_t, std::int64_t,
+template void record_rows<double>(const ForwardSetup<double>&, const Sequence&, const RowTile<double>&,
                                   const ForwardScratch<double>&);
 
 }  // namespace qkv::detail

@@ -9,50 +9,33 @@
 
 namespace qkv::detail {
 
-/// Softmax over the keys seen so far: weights exp(score − max) and their sum (Milakov & Gimelshein 2018). A row that
-/// has seen none has max −∞ and sum 0.
+/// Softmax over the keys seen so far: Σ exp(score − reference). A row that has seen none has reference −∞ and sum 0.
 template <class A>
 struct RowState {
-    A max = kMinusInfinity<A>;
+    A reference = kMinusInfinity<A>;
     A sum = A(0);
 
     /// log Σ exp(score)
-    [[nodiscard]] A lse() const { return sum == A(0) ? kMinusInfinity<A> : max + std::log(sum); }
+    [[nodiscard]] A lse() const { return sum == A(0) ? kMinusInfinity<A> : reference + std::log(sum); }
 };
 
 /// What to subtract from scores: a row of nothing but −∞ must not become −∞ − −∞.
 template <class A>
-[[nodiscard]] A subtrahend(A max) {
-    return max == kMinusInfinity<A> ? A(0) : max;
+[[nodiscard]] A subtrahend(A reference) {
+    return reference == kMinusInfinity<A> ? A(0) : reference;
 }
 
-/// The largest of kKeyTile values, NaN left aside; −∞ when there is none.
+/// The interleaved sums of a row as one: a tree.
 template <class A>
-[[nodiscard]] A largest(const A* values) {
-    A lane[8];
-    std::fill_n(lane, 8, kMinusInfinity<A>);
-    for (std::int64_t c = 0; c < kKeyTile; c += 8) {
-        for (std::int64_t l = 0; l < 8; ++l) {
-            lane[l] = values[c + l] > lane[l] ? values[c + l] : lane[l];
+[[nodiscard]] A total(const A* sums) {
+    A lanes[kernels::kLanes];
+    std::copy_n(sums, kernels::kLanes, lanes);
+    for (std::int64_t half = kernels::kLanes / 2; half > 0; half /= 2) {
+        for (std::int64_t l = 0; l < half; ++l) {
+            lanes[l] += lanes[l + half];
         }
     }
-    return *std::max_element(lane, lane + 8);
-}
-
-/// Takes kKeyTile more scores into `state`: weights ← exp(score − new max). Returns what sums over the old maximum must
-/// be multiplied by. A NaN score makes the sum NaN.
-template <class A>
-[[nodiscard]] A take_scores(RowState<A>& state, const A* scores, A* weights) {
-    const A tile_max = largest(scores);
-    const A max = tile_max > state.max ? tile_max : state.max;
-    const A base = subtrahend(max);
-    for (std::int64_t c = 0; c < kKeyTile; ++c) {
-        weights[c] = exp_fast(scores[c] - base);
-    }
-    const A shrink = max == state.max ? A(1) : exp_fast(state.max - base);
-    state.sum = state.sum * shrink + tile_sum(weights);
-    state.max = max;
-    return shrink;
+    return lanes[0];
 }
 
 /// Two lse become one, and the factors that their contexts get: exp(a − lse) and exp(b − lse), 0 for −∞.

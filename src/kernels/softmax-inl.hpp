@@ -1,0 +1,161 @@
+// From products to scores to weights.
+#pragma once
+
+#include "kernels/vector-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+template <class A>
+void Cap(A* scores, std::int64_t rows, A cap) {
+    const Tag<A> d;
+    const auto limit = hn::Set(d, cap);
+    const auto inverse = hn::Set(d, A(1) / cap);
+    for (std::int64_t i = 0; i < rows * kKeyTile; i += kWidth<A>) {
+        hn::Store(hn::Mul(limit, Tanh(hn::Mul(hn::Load(d, scores + i), inverse))), d, scores + i);
+    }
+}
+
+template <class A>
+void Add(A* scores, const A* bias, std::int64_t rows) {
+    const Tag<A> d;
+    for (std::int64_t i = 0; i < rows * kKeyTile; i += kWidth<A>) {
+        hn::Store(hn::Add(hn::Load(d, scores + i), hn::Load(d, bias + i)), d, scores + i);
+    }
+}
+
+template <class A>
+void Slope(A* scores, std::int64_t rows, A slope, A distance) {
+    const Tag<A> d;
+    const auto factor = hn::Set(d, slope);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+            A* at = scores + r * kKeyTile + c;
+            // Whole numbers below 2^24: exact in any order.
+            const auto away = hn::Sub(hn::Set(d, distance + static_cast<A>(r - c)), hn::Iota(d, A(0)));
+            hn::Store(hn::NegMulAdd(factor, hn::Abs(away), hn::Load(d, at)), d, at);
+        }
+    }
+}
+
+template <class A>
+void Mask(A* scores, const std::uint8_t* allowed, std::int64_t rows, std::int64_t columns) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+        A* row = scores + r * kKeyTile;
+        if (allowed != nullptr) {
+            for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+#if HWY_TARGET == HWY_SCALAR
+                row[c] = allowed[r * kKeyTile + c] != 0 ? row[c] : kMinusInfinity<A>;
+#else
+                const Tag<A> d;
+                const hn::Rebind<std::uint8_t, Tag<A>> d8;
+                const hn::RebindToSigned<Tag<A>> di;
+                const hn::Rebind<std::int32_t, Tag<A>> d32;
+                const auto bytes = hn::PromoteTo(d32, hn::LoadU(d8, allowed + r * kKeyTile + c));
+                const auto wide = [&]() HWY_ATTR {
+                    if constexpr (sizeof(A) == 8) {
+                        return hn::PromoteTo(di, bytes);
+                    } else {
+                        return bytes;
+                    }
+                }();
+                const auto off = hn::RebindMask(d, hn::Eq(wide, hn::Zero(di)));
+                hn::Store(hn::IfThenElse(off, hn::Set(d, kMinusInfinity<A>), hn::Load(d, row + c)), d, row + c);
+#endif
+            }
+        }
+        for (std::int64_t c = columns; c < kKeyTile; ++c) {
+            row[c] = kMinusInfinity<A>;
+        }
+    }
+}
+
+/// Moves a row's reference up to its largest score, and everything that rests on it.
+template <class A>
+HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* context, std::int64_t width) {
+    const Tag<A> d;
+    const A moved = hn::GetLane(hn::MaxOfLanes(d, largest));
+    const A shrink = hn::GetLane(Exp<true>(hn::Set(d, *reference - moved)));
+    *reference = moved;
+    for (std::int64_t i = 0; i < kLanes; i += kWidth<A>) {
+        hn::Store(hn::Mul(hn::Load(d, sums + i), hn::Set(d, shrink)), d, sums + i);
+    }
+    for (std::int64_t i = 0; i < width; i += kWidth<A>) {
+        hn::Store(hn::Mul(hn::Load(d, context + i), hn::Set(d, shrink)), d, context + i);
+    }
+}
+
+template <class A>
+void Soften(A* HWY_RESTRICT weights, const A* HWY_RESTRICT scores, const A* HWY_RESTRICT factors,
+            const SoftmaxRows<A>& softmax, A* context, std::int64_t width, std::int64_t rows) {
+    const Tag<A> d;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const A* score = scores + r * kKeyTile;
+        A* weight = weights + r * kKeyTile;
+        A* sums = softmax.sums + r * kLanes;
+        auto largest = hn::Load(d, score);
+        for (std::int64_t c = kWidth<A>; c < kKeyTile; c += kWidth<A>) {
+            largest = hn::Max(largest, hn::Load(d, score + c));
+        }
+        A& reference = softmax.reference[r];
+        if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
+            MoveReference(largest, &reference, sums, context + r * width, width);
+        }
+        // A row of nothing but −∞ must not become −∞ − −∞.
+        const auto base = hn::Set(d, reference == kMinusInfinity<A> ? A(0) : reference);
+        auto sum = hn::Load(d, sums);
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+            auto w = Exp<true>(hn::Sub(hn::Load(d, score + c), base));
+            sum = hn::Add(sum, w);
+            if (factors != nullptr) {
+                w = hn::Mul(w, hn::Load(d, factors + r * kKeyTile + c));
+            }
+            hn::Store(w, d, weight + c);
+        }
+        hn::Store(sum, d, sums);
+    }
+}
+
+template <class A>
+void Weigh(A* weights, const A* scores, const A* base, std::int64_t rows) {
+    const Tag<A> d;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const auto from = hn::Set(d, base[r] == kMinusInfinity<A> ? A(0) : base[r]);
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+            hn::Store(Exp<false>(hn::Sub(hn::Load(d, scores + r * kKeyTile + c), from)), d, weights + r * kKeyTile + c);
+        }
+    }
+}
+
+template <class A>
+void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A* HWY_RESTRICT scores,
+                    const A* HWY_RESTRICT factors, const A* lse, const A* delta, std::int64_t rows) {
+    const Tag<A> d;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const auto base = hn::Set(d, lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
+        const auto row_delta = hn::Set(d, delta[r]);
+        for (std::int64_t at = r * kKeyTile; at < (r + 1) * kKeyTile; at += kWidth<A>) {
+            const auto score = hn::Load(d, scores + at);
+            auto weight = Exp<false>(hn::Sub(score, base));
+            auto gradient = hn::Load(d, gradients + at);
+            if (factors != nullptr) {
+                const auto factor = hn::Load(d, factors + at);
+                gradient = hn::Mul(weight, hn::Sub(hn::Mul(factor, gradient), row_delta));
+                weight = hn::Mul(weight, factor);
+            } else {
+                gradient = hn::Mul(weight, hn::Sub(gradient, row_delta));
+            }
+            const auto masked = hn::Eq(score, hn::Set(d, kMinusInfinity<A>));
+            hn::Store(weight, d, weights + at);
+            hn::Store(hn::IfThenZeroElse(masked, gradient), d, gradients + at);
+        }
+    }
+}
+
+template <class A>
+A ExpOfOne(A x) {
+    return hn::GetLane(Exp<false>(hn::Set(Tag<A>(), x)));
+}
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
