@@ -198,7 +198,7 @@ int main(int argc, char** argv) {
         for (const char* dtype : {"f32", "bf16", "f16"}) {
             for (const bool backward : {false, true}) {
                 const std::string name =
-                    std::string(c.name) + ' ' + dtype + (backward ? " forward+backward" : " forward");
+                    std::string(c.name) + ' ' + dtype + (backward ? " forward+backward." : " forward.");
                 if (name.find(filter) == std::string::npos || (backward && c.queries == 1)) {
                     continue;
                 }

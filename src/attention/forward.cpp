@@ -19,33 +19,30 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
     tile.packed = true;
 }
 
-/// context += weights · value over the tile's keys.
-template <class A>
-void add_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const Tile& tile,
-                const ForwardScratch<A>& scratch) {
-    const std::int64_t width = scratch.value_width;
-    const Left<A> weights{scratch.weights, kKeyTile, 1};
-    if (keys.finite_values || (tile.full && tile.columns == keys.columns)) {
-        setup.kernels.multiply_add(rows.context, width, weights, scratch.value, width, tile.rows, keys.columns, width);
-    } else {
-        multiply_add_unmasked(setup.kernels, rows.context, weights, scratch.scores.scores, scratch.value, tile.rows,
-                              keys.columns, width, scratch.cleared);
-    }
-}
-
 /// Takes a tile of packed keys into a tile of rows (Dao 2023, algorithm 1, lines 8 to 10).
 template <class A>
 void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const Tile& tile,
             const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
+    const std::int64_t width = scratch.value_width;
+    A* scores = scratch.scores.scores;
     multiply_query_key(setup, rows, scratch);
     finish_scores(problem, setup.kernels, tile, scratch.scores);
     if (problem.dropout) {
         dropout_factors(problem, tile, scratch.factors);
     }
-    setup.kernels.soften(scratch.weights, scratch.scores.scores, problem.dropout ? scratch.factors : nullptr,
-                         {rows.reference, rows.sums}, rows.context, scratch.value_width, tile.rows);
-    add_values(setup, rows, keys, tile, scratch);
+    // Weights take the place of scores, unless those must still tell what is masked.
+    const bool multiply_all = keys.finite_values || (tile.full && tile.columns == keys.columns);
+    A* weights = multiply_all ? scores : scratch.weights;
+    setup.kernels.soften(weights, scores, problem.dropout ? scratch.factors : nullptr, {rows.reference, rows.sums},
+                         rows.context, width, tile.rows);
+    const Left<A> left{weights, kKeyTile, 1};
+    if (multiply_all) {
+        setup.kernels.multiply_add(rows.context, width, left, scratch.value, width, tile.rows, keys.columns, width);
+    } else {
+        multiply_add_unmasked(setup.kernels, rows.context, left, scores, scratch.value, tile.rows, keys.columns, width,
+                              scratch.cleared);
+    }
 }
 
 /// The tile of scores where these rows meet these keys; false when they need none of them.
@@ -69,7 +66,7 @@ void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const Ro
     for (std::int64_t r = 0; r < rows.rows; ++r) {
         const std::int64_t query = sequence.query_start + rows.row + r;
         const RowState<A> keys = rows.state(r);
-        const RowState<A> all = final_state(setup, rows, r);
+        const RowState<A> all = with_sinks(setup, rows.head, keys);
         const A shrink = all.reference == keys.reference ? A(1) : setup.kernels.exp(keys.reference - all.reference);
         setup.kernels.store(call.out.at(sequence.batch, rows.head, query, 0), call.out.dtype,
                             rows.context + r * scratch.value_width, call.problem.value_dim,

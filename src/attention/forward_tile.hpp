@@ -118,12 +118,11 @@ template <class A>
     return {reference, state.sum * kernels.exp(state.reference - reference) + kernels.exp(sink - reference)};
 }
 
-/// The state with its head's sink, where there are sinks.
+/// The state with the sink of its head, where there are sinks.
 template <class A>
-[[nodiscard]] RowState<A> final_state(const ForwardSetup<A>& setup, const RowTile<A>& rows, std::int64_t r) {
+[[nodiscard]] RowState<A> with_sinks(const ForwardSetup<A>& setup, std::int64_t head, const RowState<A>& state) {
     const auto& sinks = setup.call.problem.sinks;
-    const RowState<A> state = rows.state(r);
-    return sinks ? with_sink(setup.kernels, state, per_head_value<A>(*sinks, 0, rows.head)) : state;
+    return sinks ? with_sink(setup.kernels, state, per_head_value<A>(*sinks, 0, head)) : state;
 }
 
 }  // namespace qkv::detail

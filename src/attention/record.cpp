@@ -55,7 +55,7 @@ void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const R
         RowState<A> states[kQueryTile];
         A references[kQueryTile];
         for (std::int64_t r = 0; r < rows.rows; ++r) {
-            states[r] = final_state(setup, rows, r);
+            states[r] = with_sinks(setup, rows.head, rows.state(r));
             references[r] = states[r].reference;
         }
         for_each_tile(problem, sequence, rows.head, rows.row, rows.rows, [&](const Tile& tile) {

@@ -88,7 +88,8 @@ struct Kernels {
     // Softmax; tiles (rows, kKeyTile).
 
     /// Takes the scores into the rows' softmax: weights ← exp(scores − reference) · factors (nullptr: 1), the sums
-    /// without them. Where the reference moves, the row's sums and its context (rows, width) shrink with it.
+    /// without them. `weights` may be `scores`. Where the reference moves, the row's sums and its context (rows, width)
+    /// shrink with it.
     void (*soften)(A* weights, const A* scores, const A* factors, const SoftmaxRows<A>& softmax, A* context,
                    std::int64_t width, std::int64_t rows);
     /// weights ← exp(scores − base[row]), base −∞ taken for 0.

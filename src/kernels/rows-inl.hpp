@@ -68,27 +68,27 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
                std::int64_t rows, std::int64_t width, A factor) {
     const Tag<A> d;
     const auto scale = hn::Set(d, factor);
-    // 0 · x is 0 for finite x and NaN for all else.
+    // x − x is 0 for finite x and NaN for all else: a NaN's bits, once in, stay in.
     auto zeros = hn::Zero(d);
     for (std::int64_t r = 0; r < rows; ++r) {
         std::int64_t i = 0;
         if constexpr (kVectorised<A, T>) {
             for (; i + kWidth<A> <= width; i += kWidth<A>) {
                 const auto x = LoadVector<A>(from + i);
-                zeros = hn::MulAdd(x, hn::Zero(d), zeros);
+                zeros = hn::Or(zeros, hn::Sub(x, x));
                 hn::Store(hn::Mul(x, scale), d, to + i);
             }
         }
         A lanes_zero = A(0);
         for (; i < width; ++i) {
             const A x = detail::convert<A>(from[i]);
-            lanes_zero += x * A(0);
+            lanes_zero += x - x;
             to[i] = x * factor;
         }
         for (const std::int64_t end = padded(width); i < end; ++i) {
             to[i] = A(0);
         }
-        zeros = hn::Add(zeros, hn::Set(d, lanes_zero));
+        zeros = hn::Or(zeros, hn::Set(d, lanes_zero));
         from += from_stride;
         to += to_stride;
     }

@@ -75,19 +75,23 @@ template <class A>
 HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* context, std::int64_t width) {
     const Tag<A> d;
     const A moved = hn::GetLane(hn::MaxOfLanes(d, largest));
-    const A shrink = hn::GetLane(Exp<true>(hn::Set(d, *reference - moved)));
+    const A before = *reference;
     *reference = moved;
+    if (before == kMinusInfinity<A>) {
+        return;  // nothing has been added yet
+    }
+    const auto shrink = Exp<true>(hn::Set(d, before - moved));
     for (std::int64_t i = 0; i < kLanes; i += kWidth<A>) {
-        hn::Store(hn::Mul(hn::Load(d, sums + i), hn::Set(d, shrink)), d, sums + i);
+        hn::Store(hn::Mul(hn::Load(d, sums + i), shrink), d, sums + i);
     }
     for (std::int64_t i = 0; i < width; i += kWidth<A>) {
-        hn::Store(hn::Mul(hn::Load(d, context + i), hn::Set(d, shrink)), d, context + i);
+        hn::Store(hn::Mul(hn::Load(d, context + i), shrink), d, context + i);
     }
 }
 
 template <class A>
-void Soften(A* HWY_RESTRICT weights, const A* HWY_RESTRICT scores, const A* HWY_RESTRICT factors,
-            const SoftmaxRows<A>& softmax, A* context, std::int64_t width, std::int64_t rows) {
+void Soften(A* weights, const A* scores, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax, A* context,
+            std::int64_t width, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
