@@ -2,6 +2,7 @@
 
 #include "attention/backward_tile.hpp"
 #include "core/check.hpp"
+#include "core/matrix_product.hpp"
 
 namespace qkv::detail {
 
@@ -39,11 +40,8 @@ void row_statistics(const BackwardSetup<A>& setup, const Sequence& sequence, std
             A* out = scratch.value;
             load(out, saved.out->at(sequence.batch, head, query, 0), saved.out->dtype, 1, problem.value_dim);
             load(scratch.d_out, call.d_out.at(sequence.batch, head, query, 0), call.d_out.dtype, 1, problem.value_dim);
-            double sum = 0.0;  // once per row: float64 costs nothing here, and every dS of the row rests on it
-            for (std::int64_t d = 0; d < problem.value_dim; ++d) {
-                sum += static_cast<double>(scratch.d_out[d]) * static_cast<double>(out[d]);
-            }
-            delta = static_cast<A>(sum);
+            // Summed in float64: once per row that costs little, and every dS of the row rests on it.
+            delta = dot(scratch.d_out, out, problem.value_dim);
         }
         statistics.lse[at] = lse;
         statistics.delta[at] = delta;
@@ -92,10 +90,39 @@ void query_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, st
     }
 }
 
-/// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch.
+/// Where the queries of a key head's group gather dQ while tiles of keys pass by: dq itself where it has the type of
+/// computation, else room of the task. Between two tiles sums are stored as they are, so their bits are those of sums
+/// that were never put down.
+template <class A>
+struct QuerySums {
+    TensorView view;  // empty: nobody gathers
+    std::int64_t batch = 0;
+    std::int64_t first_head = 0;
+    std::int64_t first_query = 0;
+
+    [[nodiscard]] explicit operator bool() const { return view.data != nullptr; }
+    [[nodiscard]] std::byte* at(std::int64_t head, std::int64_t row) const {
+        return view.at(batch, head - first_head, first_query + row, 0);
+    }
+    /// rows ← the sums of `count` queries.
+    void load(const Kernels<A>& kernels, A* rows, std::int64_t head, std::int64_t row, std::int64_t count) const {
+        kernels.load(rows, kernels::padded(view.size(3)), {at(head, row), view.dtype, view.strides[2], count},
+                     view.size(3), A(1));
+    }
+    /// The sums of `count` queries ← factor · rows.
+    void store(const Kernels<A>& kernels, const A* rows, std::int64_t head, std::int64_t row, std::int64_t count,
+               A factor) const {
+        for (std::int64_t r = 0; r < count; ++r) {
+            kernels.store(at(head, row + r), view.dtype, rows + r * kernels::padded(view.size(3)), view.size(3),
+                          factor);
+        }
+    }
+};
+
+/// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch, and those keys to dQ.
 template <class A>
 void add_key_gradients(const BackwardSetup<A>& setup, const Tile& tile, BackwardScratch<A>& scratch,
-                       const RowStatistics<A>& statistics) {
+                       const RowStatistics<A>& statistics, const QuerySums<A>& sums) {
     const Problem& problem = setup.call.problem;
     if (!prepare_mask(problem, tile, scratch.scores)) {
         return;
@@ -107,12 +134,19 @@ void add_key_gradients(const BackwardSetup<A>& setup, const Tile& tile, Backward
                 scratch.finite_d_out, tile.columns, tile.rows, scratch.value_width);
     add_product(setup.kernels, scratch.d_key, {scratch.d_scores, 1, kKeyTile}, tile, scratch, scratch.query,
                 scratch.finite_query, tile.columns, tile.rows, scratch.key_width);
+    if (sums) {
+        sums.load(setup.kernels, scratch.d_query, tile.head, tile.row, tile.rows);
+        add_product(setup.kernels, scratch.d_query, {scratch.d_scores, kKeyTile, 1}, tile, scratch, scratch.key,
+                    scratch.finite_key, tile.rows, tile.columns, scratch.key_width);
+        sums.store(setup.kernels, scratch.d_query, tile.head, tile.row, tile.rows, A(1));
+    }
 }
 
-/// dK and dV of one tile of keys.
+/// dK and dV of one tile of keys, and its part of dQ where that is gathered.
 template <class A>
 void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
-                   std::int64_t columns, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+                   std::int64_t columns, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
+                   const QuerySums<A>& sums = {}) {
     const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     std::fill_n(scratch.d_key, columns * scratch.key_width, A(0));
@@ -128,7 +162,7 @@ void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std:
                 const Coverage covered = coverage(problem, tile);
                 tile.full = covered == Coverage::full && !problem.masks_single_scores();
                 if (covered != Coverage::none) {
-                    add_key_gradients(setup, tile, scratch, statistics);
+                    add_key_gradients(setup, tile, scratch, statistics, sums);
                 }
             }
         }
@@ -144,6 +178,41 @@ void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std:
     write(call.gradients.dv, scratch.d_value, scratch.value_width);
 }
 
+/// dQ, dK and dV of all that shares a key head: five products, dQ summed over tiles of keys in ascending order.
+template <class A>
+void head_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head,
+                    BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
+    const Problem& problem = call.problem;
+    const TensorView& dq = *call.gradients.dq;
+    const std::int64_t first_head = kv_head * problem.group;
+    const QuerySums<A> result{dq, sequence.batch, 0, sequence.query_start};
+    const QuerySums<A> sums =
+        scratch.query_sums == nullptr
+            ? result
+            : QuerySums<A>{view(scratch.query_sums, {1, problem.group, sequence.queries, problem.head_dim}), 0,
+                           first_head, 0};
+    const auto for_each_rows = [&](const auto& visit) {
+        for (std::int64_t head = first_head; head < first_head + problem.group; ++head) {
+            for (std::int64_t row = 0; row < sequence.queries; row += kQueryTile) {
+                visit(head, row, std::min(kQueryTile, sequence.queries - row));
+            }
+        }
+    };
+    std::fill_n(scratch.d_query, kQueryTile * scratch.key_width, A(0));
+    for_each_rows([&](std::int64_t head, std::int64_t row, std::int64_t rows) {
+        sums.store(setup.kernels, scratch.d_query, head, row, rows, A(1));
+    });
+    for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
+        key_gradients(setup, sequence, kv_head, column, std::min(kKeyTile, sequence.keys - column), scratch, statistics,
+                      sums);
+    }
+    for_each_rows([&](std::int64_t head, std::int64_t row, std::int64_t rows) {
+        sums.load(setup.kernels, scratch.d_query, head, row, rows);
+        result.store(setup.kernels, scratch.d_query, head, row, rows, static_cast<A>(problem.scale));
+    });
+}
+
 /// dsink = −Σ rows weight of the sink · delta: a sink's dP is 0.
 template <class A>
 void sink_gradient(const BackwardSetup<A>& setup, std::int64_t head, const RowStatistics<A>& statistics) {
@@ -154,8 +223,7 @@ void sink_gradient(const BackwardSetup<A>& setup, std::int64_t head, const RowSt
     for (std::int64_t b = 0; b < problem.batch && sink != kMinusInfinity<A>; ++b) {
         for (std::int64_t row = 0; row < problem.queries; ++row) {
             const std::int64_t at = (b * problem.heads + head) * problem.queries + row;
-            sum -= static_cast<double>(setup.kernels.exp(sink - statistics.lse[at])) *
-                   static_cast<double>(statistics.delta[at]);
+            sum -= static_cast<double>(exp_fast(sink - statistics.lse[at])) * static_cast<double>(statistics.delta[at]);
         }
     }
     const TensorView& dsinks = *call.gradients.dsinks;
@@ -186,7 +254,7 @@ template <class A>
 void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtime) {
     using Scratch = BackwardScratch<A>;
     const Problem& problem = call.problem;
-    const BackwardSetup<A> setup{call, kernels::table<A>(runtime.instruction_set())};
+    const BackwardSetup<A> setup(call, runtime);
     const AttentionGradients& gradients = call.gradients;
     const Workspace workspace(plan, gradients.workspace);
     Carver carver = workspace.shared();
@@ -208,13 +276,19 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
                         [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
                             row_statistics(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                         });
-    if (gradients.dk || gradients.dv) {
+    if (setup.by_heads) {
+        for_each_item(problem.sequences * problem.kv_heads, [&](Scratch& scratch, std::int64_t item) {
+            head_gradients(setup, sequence_of(problem, item / problem.kv_heads), item % problem.kv_heads, scratch,
+                           statistics);
+        });
+    }
+    if (!setup.by_heads && (gradients.dk || gradients.dv)) {
         for_each_token_tile(Side::keys, problem.kv_heads,
                             [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
                                 key_gradients(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                             });
     }
-    if (gradients.dq || gradients.dalibi) {
+    if (!setup.by_heads && (gradients.dq || gradients.dalibi)) {
         for_each_token_tile(
             Side::queries, problem.heads,
             [&](Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
@@ -245,7 +319,7 @@ Plan plan_typed(const BackwardCall& call, const Runtime& runtime) {
     (void)take_statistics<A>(call, shared);
     plan.shared_bytes = shared.used();
     Carver counter;
-    const BackwardScratch<A> scratch(problem, counter);
+    const BackwardScratch<A> scratch(BackwardSetup<A>(call, runtime), counter);
     plan.task_bytes = counter.used();
     return plan;
 }

@@ -23,13 +23,33 @@ struct RowStatistics {
 
 template <class A>
 struct BackwardSetup {
+    BackwardSetup(const BackwardCall& backward_call, const Runtime& runtime)
+        : call(backward_call), kernels(kernels_for<A>(call.problem, runtime)) {
+        const Problem& problem = call.problem;
+        const AttentionGradients& wanted = call.gradients;
+        const std::int64_t items = problem.sequences * problem.kv_heads;
+        const bool even = items % runtime.threads() == 0 || items >= 4 * runtime.threads();
+        by_heads = wanted.dq && (wanted.dk || wanted.dv) && !wanted.dalibi && even;
+        gathers_queries = by_heads && wanted.dq->dtype != problem.compute;
+    }
+
     const BackwardCall& call;
     const Kernels<A>& kernels;
+    /// An item of work is a key head with all its queries: five products. Where
+    /// those do not share out evenly, tiles of keys and of queries are items of two passes: seven products. The bits
+    /// are the same.
+    bool by_heads = false;
+    /// Whether dQ needs room of its own until it is rounded to its type.
+    bool gathers_queries = false;
 };
 
 template <class A>
 struct BackwardScratch {
-    BackwardScratch(const BackwardSetup<A>& setup, Carver& carver) : BackwardScratch(setup.call.problem, carver) {}
+    BackwardScratch(const BackwardSetup<A>& setup, Carver& carver) : BackwardScratch(setup.call.problem, carver) {
+        const Problem& problem = setup.call.problem;
+        query_sums =
+            setup.gathers_queries ? carver.take<A>(problem.group * problem.queries * problem.head_dim) : nullptr;
+    }
     BackwardScratch(const Problem& problem, Carver& carver)
         : key_width(kernels::padded(problem.head_dim)),
           value_width(kernels::padded(problem.value_dim)),
@@ -67,10 +87,11 @@ struct BackwardScratch {
     A* factors;                // (rows, kKeyTile)
     ScoreTrail<A> trail;
     ScoreScratch<A> scores;
-    A* d_query;      // (rows, key_width)
-    A* d_key;        // (columns, key_width)
-    A* d_value;      // (columns, value_width)
-    double* d_bias;  // (rows, kKeyTile)
+    A* d_query;               // (rows, key_width)
+    A* d_key;                 // (columns, key_width)
+    A* d_value;               // (columns, value_width)
+    double* d_bias;           // (rows, kKeyTile)
+    A* query_sums = nullptr;  // (group, Tq, D), where dQ is gathered
     bool finite_query = false;
     bool finite_key = false;
     bool finite_d_out = false;
@@ -97,12 +118,8 @@ void load_key_side(const BackwardSetup<A>& setup, const Sequence& sequence, std:
                    std::int64_t columns, BackwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     const Kernels<A>& kernels = setup.kernels;
-    const std::int64_t token = sequence.key_start + column;
-    scratch.finite_key =
-        kernels.load(scratch.key, scratch.key_width, rows_of(problem.k, sequence.batch, kv_head, token, columns),
-                     problem.head_dim, A(1));
-    kernels.load(scratch.value, scratch.value_width, rows_of(problem.v, sequence.batch, kv_head, token, columns),
-                 problem.value_dim, A(1));
+    scratch.finite_key = load_keys(kernels, scratch.key, problem, sequence, kv_head, column, columns);
+    load_values(kernels, scratch.value, problem, sequence, kv_head, column, columns);
     kernels.transpose(scratch.key_transposed, scratch.key, scratch.key_width, columns, problem.head_dim);
     kernels.transpose(scratch.value_transposed, scratch.value, scratch.value_width, columns, problem.value_dim);
 }

@@ -7,42 +7,17 @@ namespace qkv::detail {
 
 namespace {
 
-template <class A>
-void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
-          const ForwardScratch<A>& scratch) {
-    const Problem& problem = setup.call.problem;
-    pack_keys(setup, sequence, kv_head, tile, scratch);
-    tile.finite_values =
-        setup.kernels.load(scratch.value, scratch.value_width,
-                           rows_of(problem.v, sequence.batch, kv_head, sequence.key_start + tile.column, tile.columns),
-                           problem.value_dim, A(1));
-    tile.packed = true;
-}
-
-/// Takes a tile of packed keys into a tile of rows (Dao 2023, algorithm 1, lines 8 to 10).
+/// Takes a tile of packed keys into a tile of rows.
 template <class A>
 void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const Tile& tile,
             const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
-    const std::int64_t width = scratch.value_width;
-    A* scores = scratch.scores.scores;
-    multiply_query_key(setup, rows, scratch);
+    multiply_query_key(setup, rows, keys, scratch);
     finish_scores(problem, setup.kernels, tile, scratch.scores);
     if (problem.dropout) {
         dropout_factors(problem, tile, scratch.factors);
     }
-    // Weights take the place of scores, unless those must still tell what is masked.
-    const bool multiply_all = keys.finite_values || (tile.full && tile.columns == keys.columns);
-    A* weights = multiply_all ? scores : scratch.weights;
-    setup.kernels.soften(weights, scores, problem.dropout ? scratch.factors : nullptr, {rows.reference, rows.sums},
-                         rows.context, width, tile.rows);
-    const Left<A> left{weights, kKeyTile, 1};
-    if (multiply_all) {
-        setup.kernels.multiply_add(rows.context, width, left, scratch.value, width, tile.rows, keys.columns, width);
-    } else {
-        multiply_add_unmasked(setup.kernels, rows.context, left, scores, scratch.value, tile.rows, keys.columns, width,
-                              scratch.cleared);
-    }
+    take_scores(setup, rows, keys, tile.full && tile.columns == keys.columns, scratch);
 }
 
 /// The tile of scores where these rows meet these keys; false when they need none of them.
@@ -58,26 +33,6 @@ template <class A>
     return covered != Coverage::none && prepare_mask(problem, tile, scratch.scores);
 }
 
-/// Divides by the row sums and writes context and lse.
-template <class A>
-void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
-                const ForwardScratch<A>& scratch) {
-    const ForwardCall& call = setup.call;
-    for (std::int64_t r = 0; r < rows.rows; ++r) {
-        const std::int64_t query = sequence.query_start + rows.row + r;
-        const RowState<A> keys = rows.state(r);
-        const RowState<A> all = with_sinks(setup, rows.head, keys);
-        const A shrink = all.reference == keys.reference ? A(1) : setup.kernels.exp(keys.reference - all.reference);
-        setup.kernels.store(call.out.at(sequence.batch, rows.head, query, 0), call.out.dtype,
-                            rows.context + r * scratch.value_width, call.problem.value_dim,
-                            all.sum == A(0) ? A(1) : shrink / all.sum);
-        if (call.extras.lse) {
-            const A lse = call.extras.lse_counts_sinks ? all.lse() : keys.lse();
-            store(call.extras.lse->at(sequence.batch, rows.head, query, 0), call.extras.lse->dtype, 1, &lse, 1);
-        }
-    }
-}
-
 /// The row tiles of an item, ready for their first keys; how many.
 template <class A>
 std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, std::int64_t first_head,
@@ -89,27 +44,28 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
         for (std::int64_t head = first_head; head < first_head + heads; ++head) {
             const std::int64_t rows = std::min(kQueryTile, tokens.begin + tokens.count - row);
             const std::int64_t at = count * kQueryTile;
-            RowTile<A>& tile = scratch.tiles[count++];
+            RowTile<A>& tile = scratch.tiles[count];
+            A* query = scratch.query + at * scratch.key_width;
+            setup.kernels.load(query, scratch.key_width,
+                               rows_of(problem.q, sequence.batch, head, sequence.query_start + row, rows),
+                               problem.head_dim, setup.query_scale);
             tile = {head,
                     row,
                     rows,
                     needed_keys(sequence, row, rows),
-                    scratch.query + at * scratch.key_width,
+                    setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, rows,
+                                               problem.head_dim),
                     scratch.context + at * scratch.value_width,
                     scratch.reference + at,
                     scratch.sums + at * kernels::kLanes};
-            setup.kernels.load(tile.query, scratch.key_width,
-                               rows_of(problem.q, sequence.batch, head, sequence.query_start + row, rows),
-                               problem.head_dim, static_cast<A>(problem.scale));
-            std::fill_n(tile.context, rows * scratch.value_width, A(0));
-            std::fill_n(tile.reference, rows, kMinusInfinity<A>);
-            std::fill_n(tile.sums, rows * kernels::kLanes, A(0));
+            clear_rows(tile, scratch);
+            ++count;
         }
     }
     return count;
 }
 
-/// One item: tiles of keys pass by, in ascending order, and each row tile takes those it needs.
+/// One item: panels of keys pass by, in ascending order, and each row tile takes the tiles it needs.
 template <class A>
 void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::int64_t first_head, std::int64_t heads,
                   const ForwardScratch<A>& scratch) {
@@ -121,23 +77,27 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
         std::ranges::min(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.begin; }).needed.begin;
     const std::int64_t end =
         std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
-    for (std::int64_t column = begin; column < end; column += kKeyTile) {
-        KeyTile<A> keys{column, std::min(kKeyTile, end - column)};
+    for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
+        KeyTile<A> tiles[kPanelTiles];
         for (const RowTile<A>& rows : row_tiles) {
-            Tile tile;
-            if (meet(problem, sequence, rows, column, scratch, tile)) {
-                if (!keys.packed) {
-                    pack(setup, sequence, first_head / problem.group, keys, scratch);
+            std::int64_t column = panel;
+            for (std::int64_t place = 0; place < kPanelTiles && column < end; ++place, column += kKeyTile) {
+                Tile tile;
+                if (meet(problem, sequence, rows, column, scratch, tile)) {
+                    KeyTile<A>& keys = tiles[place];
+                    if (!keys.packed) {  // by the first rows that need them
+                        keys.column = column;
+                        keys.columns = std::min(kKeyTile, end - column);
+                        keys.place = place;
+                        pack(setup, sequence, first_head / problem.group, keys, scratch);
+                    }
+                    attend(setup, rows, keys, tile, scratch);
                 }
-                attend(setup, rows, keys, tile, scratch);
             }
         }
     }
     for (const RowTile<A>& rows : row_tiles) {
         write_rows(setup, sequence, rows, scratch);
-        if (setup.call.extras.weights || setup.call.extras.scores) {
-            record_rows(setup, sequence, rows, scratch);
-        }
     }
 }
 
@@ -174,14 +134,9 @@ ForwardCut cut_for(const Problem& problem, const Runtime& runtime) {
 }
 
 template <class A>
-ForwardSetup<A> setup_for(const ForwardCall& call, const Runtime& runtime) {
-    return {call, kernels::table<A>(runtime.instruction_set()), cut_for(call.problem, runtime)};
-}
-
-template <class A>
 void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime) {
     const Problem& problem = call.problem;
-    const ForwardSetup<A> setup = setup_for<A>(call, runtime);
+    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
     const Workspace workspace(plan, call.extras.workspace);
     const std::int64_t items = item_count(problem, setup.cut);
     const std::int64_t per_kv_head = head_items(problem, setup.cut);
@@ -202,7 +157,7 @@ void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime
 
 template <class A>
 Plan plan_typed(const ForwardCall& call, const Runtime& runtime) {
-    const ForwardSetup<A> setup = setup_for<A>(call, runtime);
+    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
     Carver counter;
     const ForwardScratch<A> scratch(setup, counter);
     Plan plan;

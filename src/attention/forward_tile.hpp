@@ -19,9 +19,23 @@ struct ForwardCut {
 
 template <class A>
 struct ForwardSetup {
+    ForwardSetup(const ForwardCall& forward_call, const Runtime& runtime, const ForwardCut& forward_cut)
+        : call(forward_call), kernels(kernels_for<A>(call.problem, runtime)), cut(forward_cut) {
+        const Problem& problem = call.problem;
+        const auto scale = static_cast<A>(problem.scale);
+        const bool plain = problem.softcap == 0.0 && !problem.mask.bias_view && !problem.mask.alibi_slopes &&
+                           problem.score_function.apply == nullptr;
+        (kernels.scales_queries ? query_scale : plain && scale > A(0) ? softmax_scale : product_scale) = scale;
+    }
+
     const ForwardCall& call;
     const Kernels<A>& kernels;
     ForwardCut cut;
+    // Where the scale goes, the others are 1: into the queries; into the products; or, where nothing comes between,
+    // into the softmax. Of the last two the bits are the same.
+    A query_scale = A(1);
+    A product_scale = A(1);
+    A softmax_scale = A(1);
 };
 
 /// A tile of queries of one head within an item, with what it has gathered so far.
@@ -31,13 +45,16 @@ struct RowTile {
     std::int64_t row;
     std::int64_t rows;
     KeyRange needed;
-    A* query;      // (rows, padded D), scaled
-    A* context;    // (rows, padded Dv), not yet divided by the row sums
-    A* reference;  // (rows)
-    A* sums;       // (rows, kLanes)
+    const A* query;  // packed
+    A* context;      // (rows, padded Dv), not yet divided by the row sums
+    A* reference;    // (rows)
+    A* sums;         // (rows, kLanes)
 
     [[nodiscard]] RowState<A> state(std::int64_t r) const { return {reference[r], total(sums + r * kernels::kLanes)}; }
 };
+
+/// Tiles of keys that are packed before the next tile of rows takes its turn.
+inline constexpr std::int64_t kPanelTiles = 4;
 
 /// A tile of keys and their values, packed.
 template <class A>
@@ -45,7 +62,10 @@ struct KeyTile {
     std::int64_t column = 0;
     std::int64_t columns = 0;
     bool packed = false;
+    std::int64_t place = 0;  // in the panel
     bool finite_values = false;
+    const A* keys = nullptr;  // as packed
+    const A* values = nullptr;
 };
 
 template <class A>
@@ -55,15 +75,22 @@ struct ForwardScratch {
           value_width(kernels::padded(setup.call.problem.value_dim)),
           tiles(carver.take<RowTile<A>>(setup.cut.row_tiles())),
           key(carver.take<A>(kKeyTile * key_width)),
-          key_transposed(carver.take<A>(kKeyTile * key_width)),
-          value(carver.take<A>(kKeyTile * value_width)),
+          value(carver.take<A>(kPanelTiles * kKeyTile * value_width)),
+          key_room(setup.kernels.key_room(setup.call.problem.head_dim)),
+          value_room(setup.kernels.value_room(setup.call.problem.value_dim)),
+          packed_key(carver.take<A>(kPanelTiles * key_room)),
+          packed_value(carver.take<A>(kPanelTiles * value_room)),
           cleared(carver.take<A>(kKeyTile * value_width)),
+          row_context(carver.take<A>(kernels::kRowBlock * value_width)),
+          row_weights(carver.take<A>(kernels::kRowBlock * kKeyTile)),
           weights(carver.take<A>(kQueryTile * kKeyTile)),
           factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
           scores{carver.take<A>(kQueryTile * kKeyTile),
                  carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
                  carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
           query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
+          query_room(setup.kernels.query_room(setup.call.problem.head_dim)),
+          packed_query(carver.take<A>(setup.cut.row_tiles() * query_room)),
           context(carver.take<A>(setup.cut.row_tiles() * kQueryTile * value_width)),
           reference(carver.take<A>(setup.cut.row_tiles() * kQueryTile)),
           sums(carver.take<A>(setup.cut.row_tiles() * kQueryTile * kernels::kLanes)) {}
@@ -71,58 +98,121 @@ struct ForwardScratch {
     std::int64_t key_width;
     std::int64_t value_width;
     RowTile<A>* tiles;
-    A* key;             // (columns, padded D)
-    A* key_transposed;  // (padded D, kKeyTile)
-    A* value;           // (kKeyTile, padded Dv), 0 past the columns
-    A* cleared;         // a copy of value for one row
-    A* weights;         // (rows, kKeyTile), relative to the row's reference
-    A* factors;         // (rows, kKeyTile), dropout's
+    A* key;  // (columns, padded D)
+    // Of a panel's tiles of keys.
+    A* value;  // (columns, padded Dv)
+    std::int64_t key_room;
+    std::int64_t value_room;
+    A* packed_key;    // as the kernels want them
+    A* packed_value;  // or no room where that is `value`
+    // For one row that must not see some of the values: those it may, its context and its weights.
+    A* cleared;
+    A* row_context;
+    A* row_weights;
+    A* weights;  // (rows, kKeyTile), relative to the row's reference
+    A* factors;  // (rows, kKeyTile), dropout's
     ScoreScratch<A> scores;
     // Of all row tiles.
-    A* query;
+    A* query;  // (rows, padded D)
+    std::int64_t query_room;
+    A* packed_query;
     A* context;
     A* reference;
     A* sums;
+
+    [[nodiscard]] A* value_at(const KeyTile<A>& tile) const { return value + tile.place * kKeyTile * value_width; }
+    [[nodiscard]] A* packed_value_at(const KeyTile<A>& tile) const { return packed_value + tile.place * value_room; }
 };
 
 template <class A>
-void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, const KeyTile<A>& tile,
+void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
                const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
-    setup.kernels.load(scratch.key, scratch.key_width,
-                       rows_of(problem.k, sequence.batch, kv_head, sequence.key_start + tile.column, tile.columns),
-                       problem.head_dim, A(1));
-    setup.kernels.transpose(scratch.key_transposed, scratch.key, scratch.key_width, tile.columns, problem.head_dim);
+    load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
+    tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, scratch.key, tile.columns,
+                                        problem.head_dim);
 }
 
-/// scratch.scores ← scale · query · keyᵀ over the packed keys.
+/// Keys and values, once for all rows that need them.
 template <class A>
-void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const ForwardScratch<A>& scratch) {
-    setup.kernels.multiply(scratch.scores.scores, kKeyTile, {rows.query, scratch.key_width, 1}, scratch.key_transposed,
-                           kKeyTile, rows.rows, setup.call.problem.head_dim, kKeyTile);
+void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
+          const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    pack_keys(setup, sequence, kv_head, tile, scratch);
+    tile.finite_values =
+        load_values(setup.kernels, scratch.value_at(tile), problem, sequence, kv_head, tile.column, tile.columns);
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), scratch.value_at(tile), tile.columns,
+                                            problem.value_dim);
+    tile.packed = true;
 }
 
-/// Writes extras.weights and extras.scores for the rows of a tile whose states are final (sinks not counted). The
-/// scores are computed again, so that nothing about the context depends on who asks.
+/// scratch.scores ← query · keyᵀ over the packed keys, all but softmax_scale in.
 template <class A>
-void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
-                 const ForwardScratch<A>& scratch);
-
-/// The sink takes part in the softmax as one more score without a value: the state with it.
-template <class A>
-[[nodiscard]] RowState<A> with_sink(const Kernels<A>& kernels, const RowState<A>& state, A sink) {
-    if (sink == kMinusInfinity<A>) {
-        return state;
+void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
+                        const ForwardScratch<A>& scratch) {
+    setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, setup.call.problem.head_dim);
+    if (setup.product_scale != A(1)) {
+        setup.kernels.scale(scratch.scores.scores, rows.rows, setup.product_scale);
     }
-    const A reference = sink > state.reference ? sink : state.reference;
-    return {reference, state.sum * kernels.exp(state.reference - reference) + kernels.exp(sink - reference)};
+}
+
+/// context += weights · value, row by row, leaving out what is masked: 0 × NaN is NaN.
+template <class A>
+void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
+                         const ForwardScratch<A>& scratch) {
+    const std::int64_t width = scratch.value_width;
+    const std::int64_t value_dim = setup.call.problem.value_dim;
+    for (std::int64_t r = 0; r < rows.rows; ++r) {
+        clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
+                          scratch.scores.scores + r * kKeyTile, 1);
+        const A* values =
+            setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.cleared, keys.columns, value_dim);
+        std::copy_n(rows.context + r * width, width, scratch.row_context);
+        std::copy_n(scratch.weights + r * kKeyTile, kKeyTile, scratch.row_weights);
+        setup.kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
+        std::copy_n(scratch.row_context, width, rows.context + r * width);
+    }
+    // The room may hold what the last row was shown.
+    (void)setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.value_at(keys), keys.columns, value_dim);
+}
+
+/// Takes finished scores over packed keys into the rows' softmax and context (Dao 2023, algorithm 1, lines 9 and 10).
+/// unmasked: every row may attend to every packed key.
+template <class A>
+void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, bool unmasked,
+                 const ForwardScratch<A>& scratch) {
+    const std::int64_t value_dim = setup.call.problem.value_dim;
+    A* scores = scratch.scores.scores;
+    // Weights take the place of scores, unless those must still tell what is masked.
+    const bool multiply_all = keys.finite_values || unmasked;
+    A* weights = multiply_all ? scores : scratch.weights;
+    setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
+                         {rows.reference, rows.sums}, rows.context, value_dim, rows.rows);
+    if (multiply_all) {
+        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, value_dim);
+    } else {
+        add_unmasked_values(setup, rows, keys, scratch);
+    }
+}
+
+/// A tile of rows that has seen nothing.
+template <class A>
+void clear_rows(const RowTile<A>& rows, const ForwardScratch<A>& scratch) {
+    std::fill_n(rows.context, rows.rows * scratch.value_width, A(0));
+    std::fill_n(rows.reference, rows.rows, kMinusInfinity<A>);
+    std::fill_n(rows.sums, rows.rows * kernels::kLanes, A(0));
 }
 
 /// The state with the sink of its head, where there are sinks.
 template <class A>
 [[nodiscard]] RowState<A> with_sinks(const ForwardSetup<A>& setup, std::int64_t head, const RowState<A>& state) {
     const auto& sinks = setup.call.problem.sinks;
-    return sinks ? with_sink(setup.kernels, state, per_head_value<A>(*sinks, 0, head)) : state;
+    return sinks ? with_sink(state, per_head_value<A>(*sinks, 0, head)) : state;
 }
+
+/// Takes in the sinks, divides by the row sums and writes context and lse; and for those who ask, weights and scores.
+template <class A>
+void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                const ForwardScratch<A>& scratch);
 
 }  // namespace qkv::detail

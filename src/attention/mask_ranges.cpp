@@ -77,15 +77,16 @@ KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t ro
     if (rows == 0) {
         return {};
     }
-    return {row_columns(sequence, row).begin / kKeyTile * kKeyTile,
-            std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end), false};
+    // A last row that begins past the last key ends where it begins.
+    return {row_columns(sequence, row).begin, std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end),
+            false};
 }
 
 KeyRanges::KeyRanges(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,
                      std::int64_t rows)
     : problem_(problem), sequence_(sequence), head_(head), row_(row), rows_(rows) {
     const KeyRange needed = needed_keys(sequence, row, rows);
-    column_ = needed.begin;
+    column_ = needed.begin / kKeyTile * kKeyTile;
     end_ = needed.end;
 }
 

@@ -18,7 +18,7 @@ struct KeyRange {
     bool full = false;  // every row of the tile may attend to every column
 };
 
-/// From the first tile of keys that rows [row, row + rows) can need up to their last key, by the closed-form masks.
+/// The keys from the first to the last that any of rows [row, row + rows) may attend to, by the closed-form masks.
 [[nodiscard]] KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t rows);
 
 /// Lists the ranges for rows [row, row + rows) of a head, in ascending order; what lies between them is skipped.

@@ -65,6 +65,7 @@ void run_items(const Setup& setup, const Plan& plan, const Workspace& workspace,
     std::atomic<std::int64_t> next{0};
     const auto body = [&](std::int64_t task) {
         const FloatEnvironment modes;
+        const kernels::Entered entered(setup.kernels);
         Carver carver = workspace.task(task);
         Scratch scratch(setup, carver);
         for (std::int64_t item = next++; item < items; item = next++) {

@@ -38,6 +38,37 @@ template <class A>
     return lanes[0];
 }
 
+/// The sink takes part in the softmax as one more score without a value: the state with it.
+template <class A>
+[[nodiscard]] RowState<A> with_sink(const RowState<A>& state, A sink) {
+    if (sink == kMinusInfinity<A>) {
+        return state;
+    }
+    const A reference = sink > state.reference ? sink : state.reference;
+    return {reference, state.sum * exp_fast(state.reference - reference) + exp_fast(sink - reference)};
+}
+
+/// What two contexts, not yet divided by their sums, are multiplied by when they become one.
+template <class A>
+struct Shares {
+    A mine;
+    A other;
+};
+
+/// Two running softmaxes over different keys become one (Milakov & Gimelshein 2018, section 3.1).
+template <class A>
+[[nodiscard]] Shares<A> merge_states(RowState<A>& state, const RowState<A>& part) {
+    if (part.sum == A(0)) {
+        return {A(1), A(0)};
+    }
+    const A reference = part.reference > state.reference ? part.reference : state.reference;
+    const A base = subtrahend(reference);
+    const Shares<A> shares{reference == state.reference ? A(1) : exp_fast(state.reference - base),
+                           reference == part.reference ? A(1) : exp_fast(part.reference - base)};
+    state = {reference, state.sum * shares.mine + part.sum * shares.other};
+    return shares;
+}
+
 /// Two lse become one, and the factors that their contexts get: exp(a − lse) and exp(b − lse), 0 for −∞.
 template <class A>
 struct Merge {

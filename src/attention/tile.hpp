@@ -7,22 +7,65 @@
 #include <cstdint>
 #include <limits>
 
-#include "attention/problem.hpp"
+#include "attention/key_value.hpp"
 #include "core/convert.hpp"
 
 namespace qkv::detail {
 
 using kernels::Kernels;
 using kernels::Left;
-using kernels::Rows;
 
 template <class A>
 inline constexpr A kMinusInfinity = -std::numeric_limits<A>::infinity();
 
-/// `count` tokens of one head, from token `token` on.
+/// The kernels for a problem's types.
+template <class A>
+[[nodiscard]] const Kernels<A>& kernels_for(const Problem& problem, const Runtime& runtime) {
+    const bool mixed = problem.blocks.data != nullptr && problem.blocks.dtype != problem.q.dtype;
+    return kernels::table<A>(runtime.instruction_set(), mixed ? DType::f32 : problem.q.dtype);
+}
+
+/// `rows` tokens of one head, from token `token` on.
 [[nodiscard]] inline Rows rows_of(const ConstTensorView& view, std::int64_t batch, std::int64_t head,
-                                  std::int64_t token, std::int64_t count) {
-    return {view.at(batch, head, token, 0), view.dtype, view.strides[2], count};
+                                  std::int64_t token, std::int64_t rows) {
+    return {view.at(batch, head, token, 0), view.dtype, view.strides[2], rows};
+}
+
+/// to (rows, padded width) ← tokens [token, token + rows) of one key/value head; `find` is key_rows or value_rows.
+/// Whether all are finite.
+template <class A, class Find>
+bool load_tokens(const Kernels<A>& kernels, A* to, const Find& find, const Problem& problem, const Sequence& sequence,
+                 std::int64_t kv_head, std::int64_t token, std::int64_t rows, std::int64_t width) {
+    bool finite = true;
+    while (rows > 0) {
+        const Rows found = find(problem, sequence, kv_head, token, rows);
+        finite = kernels.load(to, kernels::padded(width), found, width, A(1)) && finite;
+        to += found.rows * kernels::padded(width);
+        token += found.rows;
+        rows -= found.rows;
+    }
+    return finite;
+}
+template <class A>
+bool load_keys(const Kernels<A>& kernels, A* to, const Problem& problem, const Sequence& sequence, std::int64_t kv_head,
+               std::int64_t token, std::int64_t rows) {
+    return load_tokens(kernels, to, key_rows, problem, sequence, kv_head, token, rows, problem.head_dim);
+}
+template <class A>
+bool load_values(const Kernels<A>& kernels, A* to, const Problem& problem, const Sequence& sequence,
+                 std::int64_t kv_head, std::int64_t token, std::int64_t rows) {
+    return load_tokens(kernels, to, value_rows, problem, sequence, kv_head, token, rows, problem.value_dim);
+}
+
+/// cleared (inner, width) ← b, with 0 in the rows whose score is −∞; scores are `step` apart.
+template <class A>
+void clear_masked_rows(A* cleared, const A* b, std::int64_t inner, std::int64_t width, const A* scores,
+                       std::int64_t step) {
+    for (std::int64_t i = 0; i < inner; ++i) {
+        const bool masked = scores[i * step] == kMinusInfinity<A>;
+        std::transform(b + i * width, b + (i + 1) * width, cleared + i * width,
+                       [masked](A x) { return masked ? A(0) : x; });
+    }
 }
 
 /// multiply_add that leaves out what is masked: entries of `left` whose score (walked as `left` is) is −∞. Their factor
@@ -32,11 +75,7 @@ template <class A>
 void multiply_add_unmasked(const Kernels<A>& kernels, A* c, const Left<A>& left, const A* scores, const A* b,
                            std::int64_t rows, std::int64_t inner, std::int64_t width, A* cleared) {
     for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t i = 0; i < inner; ++i) {
-            const bool masked = scores[r * left.row_step + i * left.inner_step] == kMinusInfinity<A>;
-            std::transform(b + i * width, b + (i + 1) * width, cleared + i * width,
-                           [masked](A x) { return masked ? A(0) : x; });
-        }
+        clear_masked_rows(cleared, b, inner, width, scores + r * left.row_step, left.inner_step);
         kernels.multiply_add(c + r * width, width, {left.data + r * left.row_step, left.row_step, left.inner_step},
                              cleared, width, 1, inner, width);
     }

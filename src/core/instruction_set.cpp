@@ -28,7 +28,7 @@ struct Finding {
 #if defined(__x86_64__)
 struct Cpuid {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    explicit Cpuid(unsigned leaf) { __get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx); }
+    explicit Cpuid(unsigned leaf, unsigned subleaf = 0) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
 };
 
 constexpr bool has(unsigned word, std::initializer_list<unsigned> bits) {
@@ -76,11 +76,12 @@ Finding find(InstructionSet set) {
             return {saves(kAvx512State),
                     "needs AVX-512 F, DQ, BW and VL, and an operating system that saves ZMM registers"};
         case InstructionSet::amx:
-            if (!find(InstructionSet::avx512).available || !has(Cpuid(7).edx, {22 /* AMX-BF16 */, 24 /* AMX-TILE */})) {
-                return {false, "needs AVX-512, AMX-TILE and AMX-BF16"};
+            if (!find(InstructionSet::avx512).available || !has(Cpuid(7).edx, {22 /* AMX-BF16 */, 24 /* AMX-TILE */}) ||
+                !has(Cpuid(7, 1).eax, {5 /* AVX512-BF16 */})) {
+                return {false, "needs AVX-512 with BF16, AMX-TILE and AMX-BF16"};
             }
             return {saves(kTileState) && tiles_allowed(),
-                    "needs AVX-512, AMX-TILE and AMX-BF16, and the operating system's leave to use tiles"};
+                    "needs AVX-512 with BF16, AMX-TILE and AMX-BF16, and the operating system's leave to use tiles"};
         case InstructionSet::neon:
             break;
     }

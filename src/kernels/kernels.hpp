@@ -16,6 +16,8 @@ namespace qkv::kernels {
 inline constexpr std::int64_t kQueryTile = 64;
 inline constexpr std::int64_t kKeyTile = 64;
 
+inline constexpr std::int64_t kRowBlock = 16;
+
 /// Widths of blocks in memory are multiples of this: the longest vector, in floats. What lies past a row's own width is
 /// zero on entry and stays so.
 inline constexpr std::int64_t kLanes = 16;
@@ -29,7 +31,7 @@ struct Rows {
     const std::byte* data = nullptr;
     DType dtype = DType::f32;
     std::int64_t stride = 0;
-    std::int64_t count = 0;
+    std::int64_t rows = 0;
 };
 
 /// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
@@ -55,6 +57,10 @@ struct SoftmaxRows {
 
 template <class A>
 struct Kernels {
+    /// Around all other calls, once per thread and task: what the instruction set wants set up and given back.
+    void (*enter)();
+    void (*leave)();
+
     // Rows in and out.
 
     /// to (rows, to_stride) ← factor · rows, zero from width up to padded(width). Whether all of them are finite.
@@ -74,7 +80,29 @@ struct Kernels {
     void (*multiply_add)(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride,
                          std::int64_t rows, std::int64_t inner, std::int64_t width);
 
+    // Forward's operands in the form that its two products want, made of rows as `load` leaves them (kQueryTile or
+    // kKeyTile of them fit). A form that is those very rows needs no room: pack returns `rows` itself.
+
+    /// Whether queries are packed with the scale; else scores come without it.
+    bool scales_queries;
+    /// How many A a packed tile takes.
+    std::int64_t (*query_room)(std::int64_t width);
+    std::int64_t (*key_room)(std::int64_t width);
+    std::int64_t (*value_room)(std::int64_t width);
+    const A* (*pack_queries)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    const A* (*pack_keys)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    const A* (*pack_values)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above.
+    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width);
+    /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next
+    /// multiple of kRowBlock are there to be read and, of the context, written.
+    void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
+                       std::int64_t width);
+
     // From products to scores; tiles (rows, kKeyTile).
+
+    /// scores ← factor · scores
+    void (*scale)(A* scores, std::int64_t rows, A factor);
 
     /// scores ← cap · tanh(scores / cap)
     void (*cap)(A* scores, std::int64_t rows, A cap);
@@ -87,10 +115,10 @@ struct Kernels {
 
     // Softmax; tiles (rows, kKeyTile).
 
-    /// Takes the scores into the rows' softmax: weights ← exp(scores − reference) · factors (nullptr: 1), the sums
-    /// without them. `weights` may be `scores`. Where the reference moves, the row's sums and its context (rows, width)
-    /// shrink with it.
-    void (*soften)(A* weights, const A* scores, const A* factors, const SoftmaxRows<A>& softmax, A* context,
+    /// Takes scale · scores into the rows' softmax: weights ← exp(scale · scores − reference) · factors (nullptr: 1),
+    /// the sums without them. `weights` may be `scores`; add_values knows what it holds. Where the reference moves, the
+    /// row's sums and its context (rows, padded(width)) shrink with it.
+    void (*soften)(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
                    std::int64_t width, std::int64_t rows);
     /// weights ← exp(scores − base[row]), base −∞ taken for 0.
     void (*weigh)(A* weights, const A* scores, const A* base, std::int64_t rows);
@@ -98,12 +126,25 @@ struct Kernels {
     /// (nullptr: 1); both are 0 where the score is −∞, whatever stands in `gradients` there.
     void (*score_gradients)(A* weights, A* gradients, const A* scores, const A* factors, const A* lse, const A* delta,
                             std::int64_t rows);
-    /// The same exp of one number.
-    A (*exp)(A x);
 };
 
-/// The table of an available instruction set.
+/// The table of an available instruction set, for queries, keys and values stored as `dtype`.
 template <class A>
-[[nodiscard]] const Kernels<A>& table(InstructionSet set) noexcept;
+[[nodiscard]] const Kernels<A>& table(InstructionSet set, DType dtype) noexcept;
+
+/// While it lives, the calling thread may use the kernels.
+template <class A>
+class Entered {
+public:
+    explicit Entered(const Kernels<A>& kernels) : kernels_(kernels) { kernels_.enter(); }
+    ~Entered() { kernels_.leave(); }
+    Entered(const Entered&) = delete;
+    Entered& operator=(const Entered&) = delete;
+    Entered(Entered&&) = delete;
+    Entered& operator=(Entered&&) = delete;
+
+private:
+    const Kernels<A>& kernels_;
+};
 
 }  // namespace qkv::kernels

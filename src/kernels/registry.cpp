@@ -26,12 +26,18 @@ const Tables& tables(InstructionSet set) noexcept {
 }  // namespace
 
 template <>
-const Kernels<float>& table<float>(InstructionSet set) noexcept {
+const Kernels<float>& table<float>(InstructionSet set, DType dtype) noexcept {
+#if defined(__x86_64__)
+    if (set == InstructionSet::amx && dtype == DType::bf16) {
+        return amx_bf16_table;
+    }
+#endif
+    (void)dtype;
     return tables(set).f32;
 }
 
 template <>
-const Kernels<double>& table<double>(InstructionSet set) noexcept {
+const Kernels<double>& table<double>(InstructionSet set, DType /*dtype*/) noexcept {
     return tables(set).f64;
 }
 

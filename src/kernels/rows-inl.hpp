@@ -99,7 +99,7 @@ template <class A>
 bool Load(A* to, std::int64_t to_stride, const Rows& from, std::int64_t width, A factor) {
     bool finite = true;
     detail::with_storage(from.dtype, from.data, [&](const auto* typed) {
-        finite = LoadTyped(to, to_stride, typed, from.stride, from.count, width, factor);
+        finite = LoadTyped(to, to_stride, typed, from.stride, from.rows, width, factor);
     });
     return finite;
 }
@@ -155,10 +155,11 @@ HWY_INLINE void TransposeFourRows(A* HWY_RESTRICT to, const A* HWY_RESTRICT from
 
 template <class A>
 void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width) {
-    std::int64_t r = 0;
+    std::int64_t done = 0;
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
-        for (; r + 4 <= rows; r += 4) {
+        done = rows / 4 * 4;
+        for (std::int64_t r = 0; r < done; r += 4) {
             // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
             for (std::int64_t i = 0; i < width; i += kWidth<A>) {
                 TransposeFourRows(to + i * kKeyTile + r, from + r * from_stride + i, from_stride);
@@ -166,9 +167,9 @@ void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows
         }
     }
 #endif
-    for (std::int64_t i = 0; i < width; ++i) {
-        for (std::int64_t rest = r; rest < kKeyTile; ++rest) {
-            to[i * kKeyTile + rest] = rest < rows ? from[rest * from_stride + i] : A(0);
+    for (std::int64_t i = 0; i < width && done < kKeyTile; ++i) {
+        for (std::int64_t r = done; r < kKeyTile; ++r) {
+            to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
         }
     }
 }

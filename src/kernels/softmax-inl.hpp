@@ -17,6 +17,14 @@ void Cap(A* scores, std::int64_t rows, A cap) {
 }
 
 template <class A>
+void Scale(A* scores, std::int64_t rows, A factor) {
+    const Tag<A> d;
+    for (std::int64_t i = 0; i < rows * kKeyTile; i += kWidth<A>) {
+        hn::Store(hn::Mul(hn::Load(d, scores + i), hn::Set(d, factor)), d, scores + i);
+    }
+}
+
+template <class A>
 void Add(A* scores, const A* bias, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t i = 0; i < rows * kKeyTile; i += kWidth<A>) {
@@ -70,8 +78,18 @@ void Mask(A* scores, const std::uint8_t* allowed, std::int64_t rows, std::int64_
     }
 }
 
-/// Moves a row's reference up to its largest score, and everything that rests on it.
+/// How weights are computed and kept: as exactly as A goes.
 template <class A>
+struct ExactWeights {
+    /// exp(x), x <= kSlack
+    static HWY_INLINE Vec<A> Exp(Vec<A> x) { return HWY_NAMESPACE::Exp<true>(x); }
+    static HWY_INLINE Vec<A> ExpOfAny(Vec<A> x) { return HWY_NAMESPACE::Exp<false>(x); }
+    /// The weights of columns from c on, of a row that begins at `row`.
+    static HWY_INLINE void Put(Vec<A> weights, A* row, std::int64_t c) { hn::Store(weights, Tag<A>(), row + c); }
+};
+
+/// Moves a row's reference up to its largest score, and everything that rests on it.
+template <class A, class Weights>
 HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* context, std::int64_t width) {
     const Tag<A> d;
     const A moved = hn::GetLane(hn::MaxOfLanes(d, largest));
@@ -80,7 +98,7 @@ HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* contex
     if (before == kMinusInfinity<A>) {
         return;  // nothing has been added yet
     }
-    const auto shrink = Exp<true>(hn::Set(d, before - moved));
+    const auto shrink = Weights::Exp(hn::Set(d, before - moved));
     for (std::int64_t i = 0; i < kLanes; i += kWidth<A>) {
         hn::Store(hn::Mul(hn::Load(d, sums + i), shrink), d, sums + i);
     }
@@ -89,49 +107,63 @@ HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* contex
     }
 }
 
-template <class A>
-void Soften(A* weights, const A* scores, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax, A* context,
-            std::int64_t width, std::int64_t rows) {
+template <class A, class Weights, bool kScaled>
+void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
+                A* context, std::int64_t width, std::int64_t rows) {
     const Tag<A> d;
+    const auto factor = hn::Set(d, scale);
+    constexpr auto kVectors = static_cast<std::size_t>(kKeyTile / kWidth<A>);
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
         A* weight = weights + r * kKeyTile;
         A* sums = softmax.sums + r * kLanes;
-        auto largest = hn::Load(d, score);
-        for (std::int64_t c = kWidth<A>; c < kKeyTile; c += kWidth<A>) {
-            largest = hn::Max(largest, hn::Load(d, score + c));
+        Vec<A> x[kVectors];
+        auto largest = hn::Set(d, kMinusInfinity<A>);
+        for (std::size_t v = 0; v < kVectors; ++v) {
+            x[v] = hn::Load(d, score + static_cast<std::int64_t>(v) * kWidth<A>);
+            x[v] = kScaled ? hn::Mul(x[v], factor) : x[v];
+            largest = hn::Max(largest, x[v]);
         }
         A& reference = softmax.reference[r];
         if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
-            MoveReference(largest, &reference, sums, context + r * width, width);
+            MoveReference<A, Weights>(largest, &reference, sums, context + r * padded(width), padded(width));
         }
         // A row of nothing but −∞ must not become −∞ − −∞.
         const auto base = hn::Set(d, reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
-        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-            auto w = Exp<true>(hn::Sub(hn::Load(d, score + c), base));
+        for (std::size_t v = 0; v < kVectors; ++v) {
+            const auto c = static_cast<std::int64_t>(v) * kWidth<A>;
+            auto w = Weights::Exp(hn::Sub(x[v], base));
             sum = hn::Add(sum, w);
             if (factors != nullptr) {
                 w = hn::Mul(w, hn::Load(d, factors + r * kKeyTile + c));
             }
-            hn::Store(w, d, weight + c);
+            Weights::Put(w, weight, c);
         }
         hn::Store(sum, d, sums);
     }
 }
 
-template <class A>
+template <class A, class Weights>
+void Soften(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
+            std::int64_t width, std::int64_t rows) {
+    const auto soften = scale == A(1) ? SoftenRows<A, Weights, false> : SoftenRows<A, Weights, true>;
+    soften(weights, scores, scale, factors, softmax, context, width, rows);
+}
+
+template <class A, class Weights>
 void Weigh(A* weights, const A* scores, const A* base, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
         const auto from = hn::Set(d, base[r] == kMinusInfinity<A> ? A(0) : base[r]);
         for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-            hn::Store(Exp<false>(hn::Sub(hn::Load(d, scores + r * kKeyTile + c), from)), d, weights + r * kKeyTile + c);
+            hn::Store(Weights::ExpOfAny(hn::Sub(hn::Load(d, scores + r * kKeyTile + c), from)), d,
+                      weights + r * kKeyTile + c);
         }
     }
 }
 
-template <class A>
+template <class A, class Weights>
 void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A* HWY_RESTRICT scores,
                     const A* HWY_RESTRICT factors, const A* lse, const A* delta, std::int64_t rows) {
     const Tag<A> d;
@@ -140,7 +172,7 @@ void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A*
         const auto row_delta = hn::Set(d, delta[r]);
         for (std::int64_t at = r * kKeyTile; at < (r + 1) * kKeyTile; at += kWidth<A>) {
             const auto score = hn::Load(d, scores + at);
-            auto weight = Exp<false>(hn::Sub(score, base));
+            auto weight = Weights::ExpOfAny(hn::Sub(score, base));
             auto gradient = hn::Load(d, gradients + at);
             if (factors != nullptr) {
                 const auto factor = hn::Load(d, factors + at);
@@ -154,11 +186,6 @@ void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A*
             hn::Store(hn::IfThenZeroElse(masked, gradient), d, gradients + at);
         }
     }
-}
-
-template <class A>
-A ExpOfOne(A x) {
-    return hn::GetLane(Exp<false>(hn::Set(Tag<A>(), x)));
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE
