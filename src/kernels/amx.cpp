@@ -261,6 +261,6 @@ HWY_AFTER_NAMESPACE();
 
 namespace qkv::kernels {
 
-const Kernels<float> amx_bf16_table = HWY_NAMESPACE::MakeBf16Table();
+constinit const Kernels<float> amx_bf16_table = HWY_NAMESPACE::MakeBf16Table();
 
 }  // namespace qkv::kernels

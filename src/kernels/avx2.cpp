@@ -1,3 +1,4 @@
+// 256-bit vectors with FMA and F16C.
 #include <hwy/detect_targets.h>
 
 #include "kernels/tables.hpp"
@@ -7,6 +8,6 @@
 
 namespace qkv::kernels {
 
-const Tables avx2_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables avx2_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
 
 }  // namespace qkv::kernels

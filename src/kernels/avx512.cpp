@@ -1,3 +1,4 @@
+// 512-bit vectors.
 #include <hwy/detect_targets.h>
 
 #include "kernels/tables.hpp"
@@ -7,6 +8,7 @@
 
 namespace qkv::kernels {
 
-const Tables avx512_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+// Known before anything runs: its functions may not even be looked at on a machine that lacks the instructions.
+constinit const Tables avx512_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
 
 }  // namespace qkv::kernels

@@ -1,3 +1,4 @@
+// One number at a time, for machines that nothing else fits.
 #include <hwy/detect_targets.h>
 
 #include "kernels/tables.hpp"
@@ -7,6 +8,6 @@
 
 namespace qkv::kernels {
 
-const Tables scalar_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables scalar_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
 
 }  // namespace qkv::kernels

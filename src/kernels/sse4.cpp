@@ -1,3 +1,4 @@
+// 128-bit vectors, no fused multiply-add.
 #include <hwy/detect_targets.h>
 
 #include "kernels/tables.hpp"
@@ -7,6 +8,6 @@
 
 namespace qkv::kernels {
 
-const Tables sse4_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables sse4_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
 
 }  // namespace qkv::kernels
