@@ -18,7 +18,6 @@ from ._core import (
     Mask,
     Offsets,
     Runtime,
-    __version__,
     attention,
     attention_merge,
     attention_merge_sinks,
@@ -27,6 +26,7 @@ from ._core import (
     set_threads,
     write_safetensors,
 )
+from ._core import version as __version__
 
 __all__ = [
     "Array",

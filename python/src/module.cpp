@@ -40,7 +40,7 @@ void translate(const std::exception_ptr& thrown, void* /*payload*/) {
 
 NB_MODULE(_core, module) {
     module.doc() = "The library behind the qkv package; use what `import qkv` shows.";
-    module.attr("__version__") = QKV_VERSION;
+    module.attr("version") = QKV_VERSION;
     nanobind::register_exception_translator(&translate);
     qkv::python::bind_array(module);
     qkv::python::bind_runtime(module);

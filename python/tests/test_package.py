@@ -33,8 +33,10 @@ def test_importing_loads_neither_numpy_nor_torch():
 def test_the_package_type_checks(tmp_path):
     folder = pathlib.Path(qkv.__file__).parent
     assert (folder / "py.typed").exists()
-    found = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--cache-dir",
-                            str(tmp_path), "-p", "qkv"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # PyTorch is not installed here: its classes and decorators have no types.
+    found = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports",
+                            "--allow-subclassing-any", "--allow-untyped-decorators", "--cache-dir", str(tmp_path),
+                            "-p", "qkv"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 
