@@ -309,8 +309,9 @@ TEST_P(ModuleGoldens, AgreeWithPyTorch) {
             continue;
         }
         ASSERT_TRUE(found.contains(tensor)) << tensor;
-        expect_near_torch(found.at(tensor), name + "." + tensor);
-        const Tensor64& exact = goldens().tensors64.at(name + "." + tensor + "64");
+        const std::string full_name = std::string(name).append(".").append(tensor);
+        expect_near_torch(found.at(tensor), full_name);
+        const Tensor64& exact = goldens().tensors64.at(full_name + "64");
         ASSERT_EQ(found64.at(tensor).shape(), exact.shape());
         EXPECT_LE(largest_error(found64.at(tensor), exact), 1e-12 * std::max(1.0, largest_value(exact))) << tensor;
     }

@@ -217,6 +217,25 @@ TEST_P(ModuleGradients, OfCrossAttentionGroupedOrNot) {
     }
 }
 
+TEST_P(ModuleGradients, WithRotaryPositions) {
+    for (const RopePairing pairing : {RopePairing::half_split, RopePairing::interleaved}) {
+        const RopeOptions rope{.rotary_dim = 2,
+                               .base = 100.0,
+                               .pairing = pairing,
+                               .scaling = RopeYarn{.factor = 2, .original_context = 9}};
+        MultiHeadAttentionOptions heads = four_heads(2, 0.5);
+        heads.d_out = 16;
+        heads.rope = rope;
+        Generator generator(12);
+        expect_true_gradients(
+            Subject<BasicMultiHeadAttention<double>>{{heads, generator}, {sequences(batched(), 5, 3)}});
+        const CrossAttentionOptions cross{
+            .d_query = 3, .d_source = 5, .d_out = 16, .num_heads = 4, .num_kv_heads = 2, .rope = rope};
+        expect_true_gradients(Subject<BasicCrossAttention<double>>{
+            {cross, generator}, {sequences(batched(), 4, 3), sequences(batched(), 6, 5, 4)}});
+    }
+}
+
 TEST_P(ModuleGradients, OfCrossAttentionWithMaskedSources) {
     for (const std::int64_t kv_heads : {2, 4}) {
         Subject<BasicCrossAttention<double>> subject = cross(batched(), kv_heads, 0.5);

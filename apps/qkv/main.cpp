@@ -79,9 +79,8 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
     return message;
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+/// The exit status. What stops a command is one line on standard error.
+int run_program(int argc, char** argv) {
     CLI::App program{"Attention, exact and explained: every number on the way from a sentence to its context.", "qkv"};
     program.set_version_flag("--version", std::string("qkv ") + QKV_VERSION);
     program.require_subcommand(0, 1);
@@ -97,9 +96,18 @@ int main(int argc, char** argv) {
         using enum qkv::ErrorCode;
         const bool usage = error.code() == invalid_argument || error.code() == out_of_range;
         return complain(usage ? kUsage : kData, error.what());
-    } catch (const std::bad_alloc&) {
-        return complain(kData, "out of memory");
-    } catch (const std::exception& error) {
-        return complain(kData, error.what());
     }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    try {
+        return run_program(argc, argv);
+    } catch (const std::bad_alloc&) {
+        std::fputs("qkv: out of memory\n", stderr);
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "qkv: %s\n", error.what());
+    }
+    return kData;
 }

@@ -6,7 +6,9 @@
 #include <functional>
 #include <memory>
 
-namespace qkv {
+#include "qkv/export.h"
+
+namespace qkv QKV_EXPORT {
 
 class ThreadPool;
 
@@ -49,4 +51,4 @@ private:
     mutable std::atomic<ThreadPool*> pool_{nullptr};
 };
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

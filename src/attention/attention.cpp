@@ -2,6 +2,7 @@
 #include "qkv/attention.hpp"
 
 #include "attention/backward.hpp"
+#include "attention/decode.hpp"
 #include "attention/forward.hpp"
 #include "attention/validate.hpp"
 
@@ -13,6 +14,13 @@ detail::ForwardCall forward_call(const ConstTensorView& q, const ConstTensorView
                                  const TensorView& out, const AttentionOptions& options,
                                  const AttentionExtras& extras) {
     detail::ForwardCall call{detail::validate_problem(q, k, v, options), out, extras};
+    detail::validate_outputs(call.problem, out, extras);
+    return call;
+}
+
+detail::ForwardCall cache_call(const ConstTensorView& q, const KvCache& cache, const CacheBatch& batch,
+                               const TensorView& out, const AttentionOptions& options, const AttentionExtras& extras) {
+    detail::ForwardCall call{detail::validate_cache_problem(q, cache.storage(), batch, options), out, extras};
     detail::validate_outputs(call.problem, out, extras);
     return call;
 }
@@ -37,6 +45,18 @@ std::size_t attention_workspace_size(ConstTensorView q, ConstTensorView k, Const
                                      const AttentionOptions& options, const AttentionExtras& extras,
                                      const Runtime& runtime) {
     return plan_forward(forward_call(q, k, v, out, options, extras), runtime).workspace_bytes();
+}
+
+void attention(ConstTensorView q, const KvCache& cache, const CacheBatch& batch, TensorView out,
+               const AttentionOptions& options, const AttentionExtras& extras, const Runtime& runtime) {
+    const detail::ForwardCall call = cache_call(q, cache, batch, out, options, extras);
+    run_decode(call, plan_decode(call, runtime), runtime);
+}
+
+std::size_t attention_workspace_size(ConstTensorView q, const KvCache& cache, const CacheBatch& batch, TensorView out,
+                                     const AttentionOptions& options, const AttentionExtras& extras,
+                                     const Runtime& runtime) {
+    return plan_decode(cache_call(q, cache, batch, out, options, extras), runtime).plan.workspace_bytes();
 }
 
 void attention_backward(ConstTensorView q, ConstTensorView k, ConstTensorView v, ConstTensorView d_out,

@@ -72,8 +72,8 @@ void load_query_side(const BackwardCall& call, const Sequence& sequence, std::in
 template <class A>
 void load_key_side(const Problem& problem, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
                    std::int64_t columns, const BackwardScratch<A>& scratch) {
-    load_rows(scratch.key, problem.k, sequence.batch, kv_head, sequence.key_start + column, columns);
-    load_rows(scratch.value, problem.v, sequence.batch, kv_head, sequence.key_start + column, columns);
+    load_keys(scratch.key, problem, sequence, kv_head, column, columns);
+    load_values(scratch.value, problem, sequence, kv_head, column, columns);
     transpose(scratch.key_transposed, scratch.key, columns, problem.head_dim);
     transpose(scratch.value_transposed, scratch.value, columns, problem.value_dim);
 }

@@ -28,7 +28,7 @@ void dropout_factors(const Problem& problem, const Tile& tile, A* factors) {
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         for (std::int64_t block = first / 4; block * 4 < first + tile.columns; ++block) {
             const PhiloxWords words = philox4x32_10(
-                {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(problem.offsets.query + tile.row + r),
+                {static_cast<std::uint32_t>(block), static_cast<std::uint32_t>(sequence.query_offset + tile.row + r),
                  static_cast<std::uint32_t>(problem.offsets.head + tile.head), static_cast<std::uint32_t>(id)},
                 problem.dropout_seed);
             for (std::int64_t word = 0; word < 4; ++word) {

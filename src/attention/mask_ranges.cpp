@@ -73,6 +73,13 @@ RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64
     return {begin, end};
 }
 
+KeyRange needed_keys(const Sequence& sequence) {
+    if (sequence.queries == 0) {
+        return {};
+    }
+    return {row_columns(sequence, 0).begin, row_columns(sequence, sequence.queries - 1).end, false};
+}
+
 KeyRanges::KeyRanges(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,
                      std::int64_t rows)
     : problem_(problem), sequence_(sequence), head_(head), row_(row), rows_(rows) {

@@ -44,6 +44,9 @@ private:
     std::int64_t end_ = 0;
 };
 
+/// The keys from the first to the last that any row of the sequence may attend to, by the closed-form masks.
+[[nodiscard]] KeyRange needed_keys(const Sequence& sequence);
+
 /// Visits the tiles of one row block that have anything to attend to, in order of keys.
 template <class Visit>
 void for_each_tile(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <optional>
+#include <span>
 
 #include "qkv/attention.hpp"
 
@@ -18,16 +19,32 @@ inline constexpr std::int64_t kKeyTile = 64;
     return (tokens + tile - 1) / tile;
 }
 
+/// Memory of a cache: block n at data + n · bytes, its keys [kv_heads][tokens][D], then at `values_at` its values
+/// [kv_heads][tokens][Dv].
+struct KeyValueBlocks {
+    const std::byte* data = nullptr;  // null: keys and values are tensors
+    DType dtype = DType::f32;
+    std::int64_t tokens = 0;
+    std::int64_t bytes = 0;
+    std::int64_t values_at = 0;
+};
+
+class KvStorage;
+
 struct Problem {
     ConstTensorView q;  // [B, Hq, Tq, D]
     ConstTensorView k;  // [B, Hkv, Tk, D]
     ConstTensorView v;  // [B, Hkv, Tk, Dv]
+    // Of a cache instead: k and v are empty.
+    const KvStorage* cache = nullptr;
+    std::span<const std::int64_t> cache_sequences;
+    KeyValueBlocks blocks;
 
     std::int64_t batch = 0;
     std::int64_t heads = 0;
     std::int64_t kv_heads = 0;
     std::int64_t queries = 0;
-    std::int64_t keys = 0;
+    std::int64_t keys = 0;  // the longest sequence's in a cache
     std::int64_t head_dim = 0;
     std::int64_t value_dim = 0;
     std::int64_t group = 1;      // query heads per key/value head
@@ -63,8 +80,10 @@ struct Sequence {
     std::int64_t batch = 0;  // where its tensors are: [batch, head, query_start + row, ...]
     std::int64_t query_start = 0;
     std::int64_t key_start = 0;
+    std::span<const std::int64_t> blocks;  // of a cache: token t lies in block blocks[t / tokens mod their number]
     std::int64_t queries = 0;
     std::int64_t keys = 0;
+    std::int64_t query_offset = 0;  // the global place of row 0
     // The closed-form part of the mask: columns [first_key, end_key), and low <= column − row <= high.
     std::int64_t first_key = 0;
     std::int64_t end_key = 0;
@@ -73,6 +92,10 @@ struct Sequence {
     // ALiBi's diagonal: the distance of (row, column) is |row + alibi_shift − column|.
     std::int64_t alibi_shift = 0;
 };
+
+/// Queries and keys of one sequence.
+[[nodiscard]] std::int64_t sequence_queries(const Problem& problem, std::int64_t index);
+[[nodiscard]] std::int64_t sequence_keys(const Problem& problem, std::int64_t index);
 
 [[nodiscard]] Sequence sequence_of(const Problem& problem, std::int64_t index);
 

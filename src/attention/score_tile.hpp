@@ -79,7 +79,7 @@ template <class A>
             tile.columns,
             tile.sequence->index,
             offsets.head + tile.head,
-            offsets.query + tile.row,
+            tile.sequence->query_offset + tile.row,
             offsets.key + tile.column};
 }
 

@@ -55,6 +55,41 @@ template <class A>
     return shrink;
 }
 
+/// The sink takes part in the softmax as one more score without a value. Returns what the context shrinks by.
+template <class A>
+[[nodiscard]] A take_sink(RowState<A>& state, A sink) {
+    if (sink == kMinusInfinity<A>) {
+        return A(1);
+    }
+    const A max = sink > state.max ? sink : state.max;
+    const A shrink = exp_fast(state.max - max);
+    state.sum = state.sum * shrink + exp_fast(sink - max);
+    state.max = max;
+    return shrink;
+}
+
+/// What two contexts, not yet divided by their sums, are multiplied by when they become one.
+template <class A>
+struct Shares {
+    A mine;
+    A other;
+};
+
+/// Two running softmaxes over different keys become one (Milakov & Gimelshein 2018, section 3.1).
+template <class A>
+[[nodiscard]] Shares<A> merge_states(RowState<A>& state, const RowState<A>& part) {
+    if (part.sum == A(0)) {
+        return {A(1), A(0)};
+    }
+    const A max = part.max > state.max ? part.max : state.max;
+    const A base = subtrahend(max);
+    const Shares<A> shares{max == state.max ? A(1) : exp_fast(state.max - base),
+                           max == part.max ? A(1) : exp_fast(part.max - base)};
+    state.sum = state.sum * shares.mine + part.sum * shares.other;
+    state.max = max;
+    return shares;
+}
+
 /// Two lse become one, and the factors that their contexts get: exp(a − lse) and exp(b − lse), 0 for −∞.
 template <class A>
 struct Merge {

@@ -9,7 +9,7 @@
 #include <limits>
 
 #include "attention/convert.hpp"
-#include "attention/problem.hpp"
+#include "attention/key_value.hpp"
 
 namespace qkv::detail {
 
@@ -24,6 +24,32 @@ void load_rows(A* to, const ConstTensorView& view, std::int64_t batch, std::int6
     for (std::int64_t r = 0; r < rows; ++r) {
         load(to + r * width, view.at(batch, head, token + r, 0), view.dtype, 1, width);
     }
+}
+
+/// to (rows, width) ← tokens [token, token + rows) of one key/value head; `find` is key_rows or value_rows.
+template <class A, class Find>
+void load_tokens(A* to, const Find& find, const Problem& problem, const Sequence& sequence, std::int64_t kv_head,
+                 std::int64_t token, std::int64_t rows, std::int64_t width) {
+    while (rows > 0) {
+        const Rows found = find(problem, sequence, kv_head, token, rows);
+        const std::int64_t step = found.stride * size_of(found.dtype);
+        for (std::int64_t r = 0; r < found.rows; ++r) {
+            load(to + r * width, found.data + r * step, found.dtype, 1, width);
+        }
+        to += found.rows * width;
+        token += found.rows;
+        rows -= found.rows;
+    }
+}
+template <class A>
+void load_keys(A* to, const Problem& problem, const Sequence& sequence, std::int64_t kv_head, std::int64_t token,
+               std::int64_t rows) {
+    load_tokens(to, key_rows, problem, sequence, kv_head, token, rows, problem.head_dim);
+}
+template <class A>
+void load_values(A* to, const Problem& problem, const Sequence& sequence, std::int64_t kv_head, std::int64_t token,
+                 std::int64_t rows) {
+    load_tokens(to, value_rows, problem, sequence, kv_head, token, rows, problem.value_dim);
 }
 
 /// transposed (width, kKeyTile) ← rows (rows, width), columns past `rows` 0.

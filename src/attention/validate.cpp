@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "attention/cache_batch.hpp"
+#include "attention/mask_ranges.hpp"
 #include "attention/validate_mask.hpp"
 #include "attention/validate_views.hpp"
 
@@ -40,40 +42,101 @@ void check_record(const Problem& problem, const std::optional<TensorView>& view,
     }
 }
 
-void take_sizes(Problem& problem) {
-    const ConstTensorView& q = problem.q;
-    const ConstTensorView& k = problem.k;
-    const ConstTensorView& v = problem.v;
+void take_queries(Problem& problem, const ConstTensorView& q) {
     check_view(q, "q");
-    check_view(k, "k");
-    check_view(v, "v");
     check_dtype(q, "q", {DType::f32, DType::bf16, DType::f16, DType::f64});
-    check_dtype(k, "k", {q.dtype});
-    check_dtype(v, "v", {q.dtype});
     check_unit_stride(q, "q");
-    check_unit_stride(k, "k");
-    check_unit_stride(v, "v");
+    problem.q = q;
     problem.batch = q.size(0);
     problem.heads = q.size(1);
     problem.queries = q.size(2);
     problem.head_dim = q.size(3);
-    problem.kv_heads = k.size(1);
+    problem.compute = q.dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
+/// Query heads share the key/value heads evenly.
+void take_groups(Problem& problem, std::int64_t kv_heads, const char* owner) {
+    const bool divides = kv_heads == 0 ? problem.heads == 0 : problem.heads % kv_heads == 0;
+    if (!divides) {
+        fail(ErrorCode::shape_mismatch, "q has ", problem.heads, " heads and ", owner, " has ", kv_heads,
+             "; expected the heads of q to be a multiple of those of ", owner);
+    }
+    problem.kv_heads = kv_heads;
+    problem.group = kv_heads == 0 ? 1 : problem.heads / kv_heads;
+}
+
+void take_tensors(Problem& problem, const ConstTensorView& k, const ConstTensorView& v) {
+    check_view(k, "k");
+    check_view(v, "v");
+    check_dtype(k, "k", {problem.q.dtype});
+    check_dtype(v, "v", {problem.q.dtype});
+    check_unit_stride(k, "k");
+    check_unit_stride(v, "v");
+    problem.k = k;
+    problem.v = v;
     problem.keys = k.size(2);
     problem.value_dim = v.size(3);
     check_shape(k, "k", "[B, Hkv, Tk, D]", {problem.batch, k.size(1), k.size(2), problem.head_dim});
     check_shape(v, "v", "[B, Hkv, Tk, Dv]", {problem.batch, k.size(1), k.size(2), v.size(3)});
-    const bool divides = problem.kv_heads == 0 ? problem.heads == 0 : problem.heads % problem.kv_heads == 0;
-    if (!divides) {
-        fail(ErrorCode::shape_mismatch, "q has ", problem.heads, " heads and k has ", problem.kv_heads,
-             "; expected the heads of q to be a multiple of those of k");
-    }
+    take_groups(problem, k.size(1), "k");
     constexpr std::int64_t kWidest = 1 << 16;
     if (problem.head_dim > kWidest || problem.value_dim > kWidest) {
         fail(ErrorCode::unsupported, "head_dim is ", problem.head_dim, " (q) and ", problem.value_dim,
              " (v); expected at most ", kWidest);
     }
-    problem.group = problem.kv_heads == 0 ? 1 : problem.heads / problem.kv_heads;
-    problem.compute = q.dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
+void take_cache(Problem& problem, const KvStorage& cache, const CacheBatch& batch) {
+    const KvLayout& layout = cache.layout();
+    const ConstTensorView& q = problem.q;
+    check_shape(q, "q", "[B, Hq, Tq, D]", {q.size(0), q.size(1), q.size(2), layout.head_dim});
+    take_groups(problem, layout.kv_heads, "the cache");
+    check_batch(cache, batch, q, "q");
+    problem.cache = &cache;
+    problem.cache_sequences = batch.sequences;
+    problem.blocks = cache.blocks();
+    problem.value_dim = *layout.value_dim;
+    problem.sequences = static_cast<std::int64_t>(batch.sequences.size());
+    for (std::int64_t index = 0; index < problem.sequences; ++index) {
+        problem.keys = std::max(problem.keys, sequence_keys(problem, index));
+    }
+}
+
+/// What a cache decides itself, or what has no meaning when nothing is trained.
+void refuse_with_cache(const AttentionOptions& options) {
+    const auto refuse = [](bool given, const char* what) {
+        if (given) {
+            fail(ErrorCode::unsupported, what, " is given; expected none with a cache");
+        }
+    };
+    refuse(options.mask.packed_queries || options.mask.packed_keys, "Mask::packed");
+    refuse(options.dropout.p != 0.0 || options.dropout.keep, "dropout");
+    const Offsets& offsets = options.offsets;
+    refuse(offsets.query != 0 || offsets.key != 0 || offsets.queries != 0 || offsets.keys != 0,
+           "an offset of queries or keys");
+}
+
+/// The mask of a call over a cache: the caller's, the batch's cut of packed queries, and the window of a ring.
+Mask cache_mask(const KvStorage& cache, const CacheBatch& batch, const Mask& given) {
+    Mask mask = given;
+    if (!batch.cumulative_tokens.empty()) {
+        mask.packed_queries = batch.cumulative_tokens;
+    }
+    const std::optional<std::int64_t> window = cache.policy().window;
+    return window ? mask & Mask::window(*window - 1, std::nullopt, Align::top_left) : mask;
+}
+
+void check_ring(const Problem& problem) {
+    for (std::int64_t index = 0; index < problem.sequences; ++index) {
+        const Sequence sequence = sequence_of(problem, index);
+        const std::int64_t first = problem.cache->find(problem.cache_sequences[static_cast<std::size_t>(index)])->first;
+        const KeyRange needed = needed_keys(sequence);
+        if (needed.begin < first && needed.begin < needed.end) {
+            fail(ErrorCode::out_of_range, "q: its ", sequence.queries, " queries of sequence ", index,
+                 " see positions from ", needed.begin, " on, and the ring holds them from ", first,
+                 " on; expected at most max_append queries, or a narrower mask");
+        }
+    }
 }
 
 void take_offsets(Problem& problem, const Offsets& offsets) {
@@ -150,19 +213,40 @@ void take_dropout(Problem& problem, const Dropout& dropout) {
     }
 }
 
+/// Scores of masked keys need the keys.
+void check_all_held(const Problem& problem) {
+    for (const SequenceId id : problem.cache_sequences) {
+        if (problem.cache->find(id)->first > 0) {
+            fail(ErrorCode::unsupported,
+                 "scores_at shows masked keys too, and a ring has let go of some; expected masked or weights");
+        }
+    }
+}
+
 }  // namespace
 
 Problem validate_problem(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                          const AttentionOptions& options) {
     Problem problem;
-    problem.q = q;
-    problem.k = k;
-    problem.v = v;
-    take_sizes(problem);
+    take_queries(problem, q);
+    take_tensors(problem, k, v);
     take_offsets(problem, options.offsets);
     take_mask(problem, options.mask);
     take_scores(problem, options);
     take_dropout(problem, options.dropout);
+    return problem;
+}
+
+Problem validate_cache_problem(const ConstTensorView& q, const KvStorage& cache, const CacheBatch& batch,
+                               const AttentionOptions& options) {
+    Problem problem;
+    take_queries(problem, q);
+    take_cache(problem, cache, batch);
+    refuse_with_cache(options);
+    take_offsets(problem, options.offsets);
+    take_mask(problem, cache_mask(cache, batch, options.mask));
+    take_scores(problem, options);
+    check_ring(problem);
     return problem;
 }
 
@@ -174,6 +258,9 @@ void validate_outputs(const Problem& problem, const TensorView& out, const Atten
     }
     check_record(problem, extras.weights, "weights");
     check_record(problem, extras.scores, "scores");
+    if (extras.scores && (extras.scores_at == ScorePoint::scaled || extras.scores_at == ScorePoint::capped)) {
+        check_all_held(problem);
+    }
     const NamedView outputs[] = {named("out", out), named("lse", extras.lse), named("weights", extras.weights),
                                  named("scores", extras.scores), named_bytes("workspace", extras.workspace)};
     const NamedView inputs[] = {named("q", problem.q),

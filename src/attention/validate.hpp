@@ -2,12 +2,17 @@
 #pragma once
 
 #include "attention/problem.hpp"
+#include "qkv/kv_cache.hpp"
 
 namespace qkv::detail {
 
 /// The parts that forward and backward have in common.
 [[nodiscard]] Problem validate_problem(const ConstTensorView& q, const ConstTensorView& k, const ConstTensorView& v,
                                        const AttentionOptions& options);
+
+/// The same over a cache. Refers to the batch's spans.
+[[nodiscard]] Problem validate_cache_problem(const ConstTensorView& q, const KvStorage& cache, const CacheBatch& batch,
+                                             const AttentionOptions& options);
 
 /// What forward writes.
 void validate_outputs(const Problem& problem, const TensorView& out, const AttentionExtras& extras);

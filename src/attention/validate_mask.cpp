@@ -10,22 +10,10 @@ namespace {
 
 using Numbers = std::span<const std::int64_t>;
 
-/// Cumulative lengths: from 0, not falling, to `total`.
-void check_cumulative(const Numbers& starts, const char* name, std::int64_t total) {
-    if (starts.empty() || starts.front() != 0 || starts.back() != total) {
-        fail(ErrorCode::shape_mismatch, name, " has ", starts.size(), " numbers",
-             starts.empty() ? "" : concat(" from ", starts.front(), " to ", starts.back()),
-             "; expected at least 1, from 0 to ", total);
-    }
-    for (std::size_t i = 1; i < starts.size(); ++i) {
-        if (starts[i] < starts[i - 1]) {
-            fail(ErrorCode::invalid_argument, name, " falls from ", starts[i - 1], " to ", starts[i], " at index ", i,
-                 "; expected numbers that do not fall");
-        }
-    }
-}
-
 void take_sequences(Problem& problem) {
+    if (problem.cache != nullptr) {
+        return;  // counted with its batch
+    }
     problem.sequences = problem.batch;
     if (!problem.packed()) {
         return;
@@ -55,10 +43,7 @@ void check_key_limits(const Problem& problem, const std::optional<Numbers>& limi
              ", one per sequence");
     }
     for (std::size_t i = 0; i < limits->size(); ++i) {
-        std::int64_t keys = problem.keys;
-        if (problem.packed()) {
-            keys = (*problem.mask.packed_keys)[i + 1] - (*problem.mask.packed_keys)[i];
-        }
+        const std::int64_t keys = sequence_keys(problem, static_cast<std::int64_t>(i));
         const std::int64_t most = std::max(problem.offsets.keys, problem.offsets.key + keys);
         if ((*limits)[i] < 0 || (*limits)[i] > most) {
             fail(ErrorCode::out_of_range, name, " of sequence ", i, " is ", (*limits)[i], "; expected 0 to ", most);
@@ -95,15 +80,11 @@ void check_blocks(const Problem& problem, const BlockList& blocks) {
     };
     check_count(blocks.sequences, problem.sequences, "sequences");
     check_count(blocks.heads, problem.heads, "heads");
-    std::int64_t queries = problem.queries;
-    std::int64_t keys = problem.keys;
-    if (problem.packed()) {
-        queries = keys = 0;
-        for (std::int64_t index = 0; index < problem.sequences; ++index) {
-            const auto at = static_cast<std::size_t>(index);
-            queries = std::max(queries, (*problem.mask.packed_queries)[at + 1] - (*problem.mask.packed_queries)[at]);
-            keys = std::max(keys, (*problem.mask.packed_keys)[at + 1] - (*problem.mask.packed_keys)[at]);
-        }
+    std::int64_t queries = problem.packed() ? 0 : problem.queries;
+    std::int64_t keys = problem.packed() ? 0 : problem.keys;
+    for (std::int64_t index = 0; problem.packed() && index < problem.sequences; ++index) {
+        queries = std::max(queries, sequence_queries(problem, index));
+        keys = std::max(keys, sequence_keys(problem, index));
     }
     const std::int64_t lists =
         checked_multiply(checked_multiply(blocks.sequences, blocks.heads, "blocks"),
@@ -120,7 +101,7 @@ void check_blocks(const Problem& problem, const BlockList& blocks) {
 
 void take_mask(Problem& problem, const Mask& mask) {
     problem.mask = mask;
-    if (mask.packed_queries.has_value() != mask.packed_keys.has_value()) {
+    if (problem.cache == nullptr && mask.packed_queries.has_value() != mask.packed_keys.has_value()) {
         fail(ErrorCode::invalid_argument, "packed has cumulative lengths of one side only; expected both");
     }
     take_sequences(problem);

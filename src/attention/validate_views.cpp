@@ -65,6 +65,20 @@ ConstTensorView broadcast(const ConstTensorView& view, const char* name, const c
     return repeated;
 }
 
+void check_cumulative(std::span<const std::int64_t> starts, const char* name, std::int64_t total) {
+    if (starts.empty() || starts.front() != 0 || starts.back() != total) {
+        fail(ErrorCode::shape_mismatch, name, " has ", starts.size(), " numbers",
+             starts.empty() ? "" : concat(" from ", starts.front(), " to ", starts.back()),
+             "; expected at least 1, from 0 to ", total);
+    }
+    for (std::size_t i = 1; i < starts.size(); ++i) {
+        if (starts[i] < starts[i - 1]) {
+            fail(ErrorCode::invalid_argument, name, " falls from ", starts[i - 1], " to ", starts[i], " at index ", i,
+                 "; expected numbers that do not fall");
+        }
+    }
+}
+
 NamedView named_bytes(const char* name, std::span<std::byte> bytes) {
     const auto size = static_cast<std::int64_t>(bytes.size());
     return {name, {bytes.data(), DType::boolean, {1, 1, 1, size}, {0, 0, 0, 1}, Device::cpu}};

@@ -26,6 +26,9 @@ void check_unit_stride(const ConstTensorView& view, const char* name);
 [[nodiscard]] ConstTensorView broadcast(const ConstTensorView& view, const char* name, const char* letters,
                                         const Shape4& expected);
 
+/// Cumulative lengths: from 0, not falling, to `total`.
+void check_cumulative(std::span<const std::int64_t> starts, const char* name, std::int64_t total);
+
 /// What an output must not touch.
 struct NamedView {
     const char* name = nullptr;

@@ -10,12 +10,6 @@ namespace qkv::nn {
 
 namespace {
 
-/// [batch, tokens, heads · head_dim], seen in place as [batch, heads, tokens, head_dim].
-template <class Tensor>
-auto heads_of(Tensor& x, std::int64_t heads) {
-    return tokens_first(x.data(), x.size(0), x.size(1), heads, x.size(2) / heads);
-}
-
 /// Bytes as the booleans that they are.
 ConstTensorView booleans(const std::vector<std::uint8_t>& bytes, const Shape4& shape) {
     return {bytes.data(), DType::boolean, shape, contiguous_strides(shape)};
@@ -76,23 +70,24 @@ BasicTensor<T> repeated(const BasicTensor<T>& x, std::int64_t times) {
     return all;
 }
 
+/// Records a projected sequence head by head.
 template <class T>
-void record(const Remembered<T>& memory, BasicTrace<T>& trace) {
+void record_heads(const char* name, const BasicTensor<T>& x, const AttendOptions& options, std::int64_t heads,
+                  BasicTrace<T>& trace) {
+    const BasicTensor<T> split = split_heads(x, heads);
+    Shape shape = options.leading;
+    if (heads != options.heads) {
+        shape.back() = heads;
+    }
+    shape.insert(shape.end(), split.shape().begin() + 1, split.shape().end());
+    trace.record(name, split.reshaped(std::move(shape)));
+}
+
+template <class T>
+void record_attention(const Remembered<T>& memory, BasicTrace<T>& trace) {
     const AttendOptions& options = memory.options;
     const BasicTensor<T> queries = split_heads(memory.queries, options.heads);
     const BasicTensor<T> keys = split_heads(memory.keys, options.kv_heads);
-    const BasicTensor<T> values = split_heads(memory.values, options.kv_heads);
-    Shape kv_leading = options.leading;
-    if (options.kv_heads != options.heads) {
-        kv_leading.back() = options.kv_heads;
-    }
-    const auto shown = [&trace](const char* name, const BasicTensor<T>& tensor, Shape shape) {
-        shape.insert(shape.end(), tensor.shape().begin() + 1, tensor.shape().end());
-        trace.record(name, tensor.reshaped(std::move(shape)));
-    };
-    shown("queries", queries, options.leading);
-    shown("keys", keys, kv_leading);
-    shown("values", values, kv_leading);
     const std::int64_t group = options.heads / options.kv_heads;
     const StepMask mask{.causal = options.causal, .keys = options.source_mask, .heads_per_batch = options.heads};
     const AttentionSteps<T> steps =
@@ -100,7 +95,45 @@ void record(const Remembered<T>& memory, BasicTrace<T>& trace) {
     record_steps(steps, options.leading, trace);
 }
 
+/// Turns queries and keys where there is a rope, and records them before and after.
+template <class T>
+void turn(Remembered<T>& memory, BasicTrace<T>* trace) {
+    const AttendOptions& options = memory.options;
+    record_projected(memory, trace);
+    if (!options.rope) {
+        return;
+    }
+    const auto queries = heads_of(memory.queries, options.heads);
+    options.rope->apply(queries, queries, {.start = options.first_query});
+    if (!options.keys_turned) {
+        const auto keys = heads_of(memory.keys, options.kv_heads);
+        options.rope->apply(keys, keys);
+    }
+    record_turned(memory, trace);
+}
+
 }  // namespace
+
+template <class T>
+void record_projected(const Remembered<T>& memory, BasicTrace<T>* trace) {
+    if (trace == nullptr) {
+        return;
+    }
+    const AttendOptions& options = memory.options;
+    record_heads("queries", memory.queries, options, options.heads, *trace);
+    if (!options.keys_turned) {
+        record_heads("keys", memory.keys, options, options.kv_heads, *trace);
+    }
+    record_heads("values", memory.values, options, options.kv_heads, *trace);
+}
+
+template <class T>
+void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace) {
+    if (trace != nullptr) {
+        record_heads("rotated_queries", memory.queries, memory.options, memory.options.heads, *trace);
+        record_heads("rotated_keys", memory.keys, memory.options, memory.options.kv_heads, *trace);
+    }
+}
 
 template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
@@ -109,6 +142,7 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
+    turn(memory, pass.trace);
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
     memory.context = BasicTensor<T>({batch, tokens, memory.values.size(2) / kv_heads * heads});
@@ -117,7 +151,7 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
               heads_of(std::as_const(memory.values), kv_heads), heads_of(memory.context, heads),
               function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)});
     if (pass.trace != nullptr) {
-        record(memory, *pass.trace);
+        record_attention(memory, *pass.trace);
     }
 }
 
@@ -137,6 +171,12 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
          .dk = heads_of(gradients.keys, kv_heads),
          .dv = heads_of(gradients.values, kv_heads)},
         function_options(memory));
+    if (const std::optional<Rope>& rope = memory.options.rope) {
+        const auto d_queries = heads_of(gradients.queries, heads);
+        const auto d_keys = heads_of(gradients.keys, kv_heads);
+        rope->apply_backward(d_queries, d_queries);
+        rope->apply_backward(d_keys, d_keys);
+    }
     return gradients;
 }
 
@@ -178,6 +218,8 @@ BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
 }
 
 #define QKV_INSTANTIATE(T)                                                                               \
+    template void record_projected(const Remembered<T>&, BasicTrace<T>*);                                \
+    template void record_turned(const Remembered<T>&, BasicTrace<T>*);                                   \
     template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
     template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
     template const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>&);                   \

@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "core/check.hpp"
 #include "nn/attend.hpp"
+#include "nn/attend_cached.hpp"
 #include "nn/projections.hpp"
 
 namespace qkv::nn {
@@ -13,36 +15,42 @@ BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOpti
       query_(options.d_in, options.d_out, options.qkv_bias, generator),
       key_(options.d_in, kv_width(options_), options.qkv_bias, generator),
       value_(options.d_in, kv_width(options_), options.qkv_bias, generator),
-      out_proj_(options.d_out, options.d_out, true, generator) {
+      out_proj_(options.d_out, options.d_out, true, generator),
+      rope_(rope_of(options_)) {
     check_dropout(options.dropout);
     check_context_length(1, options.context_length);
 }
 
 template <class T>
-BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
-                                                   Remembered<T>& memory) const {
+void BasicMultiHeadAttention<T>::read_input(const BasicTensor<T>& x, Remembered<T>& memory) const {
     memory.batched = x.rank() == 3;
-    const std::int64_t heads = options_.num_heads;
     memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
     memory.source_input = memory.query_input;
-    check_context_length(memory.query_input.size(1), options_.context_length);
+}
+
+template <class T>
+void BasicMultiHeadAttention<T>::project_input(const BasicTensor<T>& x, Remembered<T>& memory,
+                                               BasicTrace<T>* trace) const {
     project(query_, key_, value_, memory);
-    if (pass.trace != nullptr) {
-        pass.trace->record("inputs", x);
-        record_layers<T>({&query_, &key_, &value_}, *pass.trace);
+    if (trace != nullptr) {
+        trace->record("inputs", x);
+        record_layers<T>({&query_, &key_, &value_}, *trace);
     }
-    attend(memory,
-           {.heads = heads,
-            .kv_heads = options_.num_kv_heads,
-            .causal = true,
-            .dropout = {options_.dropout, this->training()},
-            .leading = memory.batched ? Shape{x.size(0), heads} : Shape{heads}},
-           pass);
-    BasicTensor<T> output = without_batch(out_proj_.forward(memory.context), memory.batched);
-    if (pass.trace != nullptr) {
-        record_output(memory.context, out_proj_, output, *pass.trace);
-    }
-    return output;
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
+                                                   Remembered<T>& memory) const {
+    read_input(x, memory);
+    check_context_length(memory.query_input.size(1), options_.context_length);
+    project_input(x, memory, pass.trace);
+    return attend_and_project(memory,
+                              {.heads = options_.num_heads,
+                               .kv_heads = options_.num_kv_heads,
+                               .causal = true,
+                               .dropout = {options_.dropout, this->training()},
+                               .rope = rope_},
+                              out_proj_, pass);
 }
 
 template <class T>
@@ -64,6 +72,24 @@ template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
     return remembering<T>(this->training(), this->memory_,
                           [&](Remembered<T>& memory) { return compute(x, pass, memory); });
+}
+
+template <class T>
+BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
+                                                   BasicTrace<T>* trace) const {
+    if (this->training() && options_.dropout > 0) {
+        fail(ErrorCode::unsupported, "dropout ", options_.dropout, " in training over a cache; call eval()");
+    }
+    Remembered<T> memory;
+    read_input(x, memory);
+    project_input(x, memory, trace);
+    attend_cached(memory,
+                  {.heads = options_.num_heads,
+                   .kv_heads = options_.num_kv_heads,
+                   .rope = rope_,
+                   .leading = leading_axes(memory, options_.num_heads)},
+                  options_.context_length, cache, batch, trace);
+    return project_output(memory, out_proj_, trace);
 }
 
 template <class T>

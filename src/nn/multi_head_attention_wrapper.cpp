@@ -59,6 +59,7 @@ BasicTensor<T> forward_heads(Heads& heads, const BasicTensor<T>& x, const Pass<T
                 continue;
             }
             std::vector<BasicTensor<T>> of_heads;
+            of_heads.reserve(traces.size());
             for (const BasicTrace<T>& trace : traces) {
                 of_heads.push_back(*trace.find(name));
             }
@@ -76,6 +77,11 @@ BasicMultiHeadAttentionWrapper<T>::BasicMultiHeadAttentionWrapper(const MultiHea
                                                                   Generator& generator) {
     if (options.num_heads < 1) {
         fail(ErrorCode::invalid_argument, "num_heads is ", options.num_heads, "; expected 1 or more");
+    }
+    if (options.rope) {
+        fail(ErrorCode::unsupported,
+             "rope is not for the wrapper, which shows heads as single ones; expected none, or "
+             "MultiHeadAttention");
     }
     for (std::int64_t head = 0; head < options.num_heads; ++head) {
         heads_.emplace_back(CausalAttentionOptions{.d_in = options.d_in,

@@ -59,4 +59,30 @@ void record_output(const BasicTensor<T>& context, const BasicLinear<T>& out_proj
     trace.record("output", output);
 }
 
+/// Axes before [rows, columns] in a trace of this pass.
+template <class T>
+[[nodiscard]] Shape leading_axes(const Remembered<T>& memory, std::int64_t heads) {
+    return memory.batched ? Shape{memory.queries.size(0), heads} : Shape{heads};
+}
+
+/// The stage's output from memory's context.
+template <class T>
+[[nodiscard]] BasicTensor<T> project_output(const Remembered<T>& memory, const BasicLinear<T>& out_proj,
+                                            BasicTrace<T>* trace) {
+    BasicTensor<T> output = without_batch(out_proj.forward(memory.context), memory.batched);
+    if (trace != nullptr) {
+        record_output(memory.context, out_proj, output, *trace);
+    }
+    return output;
+}
+
+/// The stage's output from memory's queries, keys and values.
+template <class T>
+[[nodiscard]] BasicTensor<T> attend_and_project(Remembered<T>& memory, AttendOptions options,
+                                                const BasicLinear<T>& out_proj, const Pass<T>& pass) {
+    options.leading = leading_axes(memory, options.heads);
+    attend(memory, std::move(options), pass);
+    return project_output(memory, out_proj, pass.trace);
+}
+
 }  // namespace qkv::nn

@@ -5,11 +5,15 @@
 #include <optional>
 #include <vector>
 
+#include "qkv/export.h"
+#include "qkv/kv_cache.hpp"
 #include "qkv/nn/causal_attention.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
+#include "qkv/rope.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct MultiHeadAttentionOptions {
     std::int64_t d_in = 0;
@@ -21,6 +25,9 @@ struct MultiHeadAttentionOptions {
     /// MultiHeadAttention: key and value heads, each shared by num_heads / num_kv_heads query heads (grouped-query
     /// attention, Ainslie et al. 2023); 0: as many as num_heads. W_key and W_value are [num_kv_heads · head_dim, d_in].
     std::int64_t num_kv_heads = 0;
+    /// MultiHeadAttention: queries and keys of each head are turned by their positions after the projection
+    /// (docs/rope.md); rotary_dim is at most head_dim.
+    std::optional<RopeOptions> rope = {};
 };
 
 /// Several causal heads side by side, their contexts concatenated: [.., tokens, num_heads · d_out].
@@ -61,12 +68,27 @@ private:
 template <class T>
 class BasicMultiHeadAttention : public BasicModule<T> {
 public:
-    /// Throws Error(invalid_argument) unless num_heads divides d_out.
+    /// Throws Error(invalid_argument) unless num_heads divides d_out, and for rope options that do not fit head_dim.
     BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+
+    /// Generation: x holds the next tokens of the sequences of `batch`, [batch, new tokens, d_in], or packed or of one
+    /// sequence [new tokens, d_in]. Their keys (turned by the rope) and values are appended to the cache, and each
+    /// token attends to itself and all that its sequence holds before it → [.., new tokens, d_out].
+    ///
+    /// A sequence of which the cache holds all tokens gets the output of forward over the whole of it: the same bits
+    /// however it is cut into calls and batches, equal to forward by rounding. The cache has this module's key/value
+    /// heads of head_dim; a windowed one hides what has left its window. `trace` gets the new tokens' tensors, and
+    /// `masked` and `weights` with all positions as columns (no scores, scaled).
+    ///
+    /// Remembers nothing for backward. Throws, before anything is appended, Error(out_of_range) past context_length,
+    /// Error(shape_mismatch) for other heads, Error(unsupported) with active dropout, and what append throws; only a
+    /// ring that is too small for so many new tokens refuses afterwards.
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
+                                         BasicTrace<T>* trace = nullptr) const;
 
     /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
     /// gradients; dropout uses forward's mask.
@@ -79,10 +101,13 @@ protected:
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
+    void read_input(const BasicTensor<T>& x, Remembered<T>& memory) const;
+    void project_input(const BasicTensor<T>& x, Remembered<T>& memory, BasicTrace<T>* trace) const;
     BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
 
     MultiHeadAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
+    std::optional<Rope> rope_;
 };
 
 using MultiHeadAttentionWrapper = BasicMultiHeadAttentionWrapper<float>;
@@ -93,4 +118,5 @@ extern template class BasicMultiHeadAttentionWrapper<double>;
 extern template class BasicMultiHeadAttention<float>;
 extern template class BasicMultiHeadAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv
