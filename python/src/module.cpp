@@ -7,6 +7,7 @@
 #include "bindings.hpp"
 #include "options.hpp"
 #include "qkv/error.hpp"
+#include "rope.hpp"
 #include "runtime.hpp"
 
 namespace {
@@ -47,6 +48,8 @@ NB_MODULE(_core, module) {
     qkv::python::bind_options(module);
     qkv::python::bind_attention(module);
     qkv::python::bind_backward(module);
+    qkv::python::bind_rope(module);
+    qkv::python::bind_cache(module);
     qkv::python::bind_generator(module);
     qkv::python::bind_modules(module);
     qkv::python::bind_files(module);
