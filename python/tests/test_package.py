@@ -18,7 +18,7 @@ def test_the_examples_in_the_docstrings(module):
 def test_the_examples_of_the_extension():
     finder = doctest.DocTestFinder()
     runner = doctest.DocTestRunner()
-    for name in ("attention", "Generator"):
+    for name in ("attention", "Generator", "KvCache", "Rope"):
         text = getattr(qkv, name).__doc__
         assert ">>>" in text
         runner.run(doctest.DocTestParser().get_doctest(text, {}, name, None, 0))
