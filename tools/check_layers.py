@@ -14,7 +14,7 @@ BESIDE = {("io", "nn"), ("io", "attention"), ("io", "kernels"), ("text", "nn"), 
 # Public headers belong to the room that implements them.
 PUBLIC = {
     "error.hpp": "core", "tensor.hpp": "core", "random.hpp": "core", "trace.hpp": "core", "types.hpp": "core",
-    "view.hpp": "core", "runtime.hpp": "core", "mask.hpp": "attention", "attention.hpp": "attention", "score_function.hpp": "attention", "kv_cache.hpp": "attention",
+    "view.hpp": "core", "instruction_set.hpp": "core", "runtime.hpp": "core", "mask.hpp": "attention", "attention.hpp": "attention", "score_function.hpp": "attention", "kv_cache.hpp": "attention",
     "rope.hpp": "attention",
     "nn.hpp": "nn", "io.hpp": "io", "explain.hpp": "explain", "export.h": "core", "qkv.h": "c_api",
 }

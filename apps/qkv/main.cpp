@@ -59,7 +59,7 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command {}; expected explain{}", qkv::explain::in_quotes(word),
+            return fmt::format("unknown command {}; expected explain or info{}", qkv::explain::in_quotes(word),
                                qkv::app::suggestion(word, commands));
         }
         if (flag) {
@@ -86,6 +86,7 @@ int run_program(int argc, char** argv) {
     program.require_subcommand(0, 1);
     program.get_formatter()->column_width(34);
     qkv::app::add_explain_command(program);
+    qkv::app::add_info_command(program);
     program.footer("Start with: qkv explain");
     try {
         run(program, argc, argv);

@@ -149,7 +149,7 @@ public:
 private:
     explicit KvCache(std::unique_ptr<detail::KvStorage> storage);
     void append_turned(const CacheBatch& batch, const ConstTensorView& k, const ConstTensorView& v, const Rope* rope);
-    void check_prefix(SequenceId sequence, std::int64_t tokens) const;
+    void check_prefix(SequenceId id, std::int64_t tokens) const;
     std::unique_ptr<detail::KvStorage> storage_;
 };
 

@@ -3,6 +3,7 @@
 
 #include "qkv/attention.hpp"
 #include "qkv/error.hpp"
+#include "qkv/instruction_set.hpp"
 #include "qkv/io.hpp"
 #include "qkv/kv_cache.hpp"
 #include "qkv/nn.hpp"

@@ -15,10 +15,11 @@ from ._core import (
     Array,
     Dropout,
     Generator,
+    KvCache,
     Mask,
     Offsets,
+    Rope,
     Runtime,
-    __version__,
     attention,
     attention_merge,
     attention_merge_sinks,
@@ -27,6 +28,7 @@ from ._core import (
     set_threads,
     write_safetensors,
 )
+from ._core import version as __version__
 
 __all__ = [
     "Array",
@@ -34,8 +36,10 @@ __all__ = [
     "AttentionResult",
     "Dropout",
     "Generator",
+    "KvCache",
     "Mask",
     "Offsets",
+    "Rope",
     "Runtime",
     "__version__",
     "attention",

@@ -212,20 +212,24 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _second_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Through the formula: second derivatives are for checking, and cost memory that grows with L·S."""
+    """Through the formula, in memory that grows with L·S; torch differentiates that as often as it likes."""
     if ctx.drawn:
         raise NotImplementedError("qkv.torch: no second derivatives with seeded dropout; use exact_dropout")
     *tensors, keep = ctx.saved_tensors
     wanted = [tensor is not None and bool(needs) for tensor, needs in zip(tensors, ctx.needs_input_grad)]
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [t if t is None else t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
+        # Views of what is differentiated further, so that the graph goes on behind them.
+        leaves = [t if t is None or not t.is_floating_point() else
+                  t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
         grad_output, query, key, value, attn_mask = leaves
         out = _formula(query, key, value, attn_mask, keep, ctx.dropout_p, ctx.is_causal, ctx.scale)
         inputs = [t for t in leaves[1:] if t is not None and t.requires_grad]
         first = torch.autograd.grad(out, inputs, grad_output, create_graph=True)
         pairs = [(g, dd) for g, dd in zip(first, grads) if dd is not None]
         asked = [t for t, want in zip(leaves, wanted) if want]
-        second = iter(torch.autograd.grad([g for g, _ in pairs], asked, [dd for _, dd in pairs], allow_unused=True))
+        second = iter(torch.autograd.grad([g for g, _ in pairs], asked, [dd for _, dd in pairs], allow_unused=True,
+                                          create_graph=create_graph))
     return (*(next(second) if want else None for want in wanted), *(None,) * 8)
 
 

@@ -9,6 +9,7 @@ namespace nb = nanobind;
 
 void bind_attention(nb::module_& module);
 void bind_backward(nb::module_& module);
+void bind_cache(nb::module_& module);
 void bind_generator(nb::module_& module);
 void bind_modules(nb::module_& module);
 void bind_files(nb::module_& module);

@@ -7,6 +7,7 @@
 #include "bindings.hpp"
 #include "options.hpp"
 #include "qkv/error.hpp"
+#include "rope.hpp"
 #include "runtime.hpp"
 
 namespace {
@@ -40,13 +41,15 @@ void translate(const std::exception_ptr& thrown, void* /*payload*/) {
 
 NB_MODULE(_core, module) {
     module.doc() = "The library behind the qkv package; use what `import qkv` shows.";
-    module.attr("__version__") = QKV_VERSION;
+    module.attr("version") = QKV_VERSION;
     nanobind::register_exception_translator(&translate);
     qkv::python::bind_array(module);
     qkv::python::bind_runtime(module);
     qkv::python::bind_options(module);
     qkv::python::bind_attention(module);
     qkv::python::bind_backward(module);
+    qkv::python::bind_rope(module);
+    qkv::python::bind_cache(module);
     qkv::python::bind_generator(module);
     qkv::python::bind_modules(module);
     qkv::python::bind_files(module);

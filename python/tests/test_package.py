@@ -18,7 +18,7 @@ def test_the_examples_in_the_docstrings(module):
 def test_the_examples_of_the_extension():
     finder = doctest.DocTestFinder()
     runner = doctest.DocTestRunner()
-    for name in ("attention", "Generator"):
+    for name in ("attention", "Generator", "KvCache", "Rope"):
         text = getattr(qkv, name).__doc__
         assert ">>>" in text
         runner.run(doctest.DocTestParser().get_doctest(text, {}, name, None, 0))
@@ -33,8 +33,10 @@ def test_importing_loads_neither_numpy_nor_torch():
 def test_the_package_type_checks(tmp_path):
     folder = pathlib.Path(qkv.__file__).parent
     assert (folder / "py.typed").exists()
-    found = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "--cache-dir",
-                            str(tmp_path), "-p", "qkv"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    # PyTorch is not installed here: its classes and decorators have no types.
+    found = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports",
+                            "--allow-subclassing-any", "--allow-untyped-decorators", "--cache-dir", str(tmp_path),
+                            "-p", "qkv"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 

@@ -48,6 +48,15 @@ def test_first_and_second_derivatives(name):
     assert gradgradcheck(function, tensors, fast_mode=True)
 
 
+def test_third_derivatives():
+    q, k, v = draw(2, 3), draw(4, 3), draw(4, 2)
+
+    def gradient(*tensors):
+        return torch.autograd.grad(OURS(*tensors, is_causal=True).pow(2).sum(), tensors, create_graph=True)
+
+    assert gradgradcheck(gradient, (q, k, v), fast_mode=True)
+
+
 def test_what_has_no_derivative_says_so():
     q = draw(3, 4)
     with pytest.raises(NotImplementedError, match="no second derivatives with seeded dropout"):

@@ -2,6 +2,7 @@
 
 #include "attention/backward_tile.hpp"
 #include "core/check.hpp"
+#include "core/matrix_product.hpp"
 
 namespace qkv::detail {
 
@@ -19,8 +20,9 @@ RowStatistics<A> take_statistics(const BackwardCall& call, Carver& carver) {
 
 /// Statistics of one tile of queries of one head.
 template <class A>
-void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
+void row_statistics(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t head, std::int64_t row,
                     std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const AttentionSaved& saved = call.saved;
     for (std::int64_t r = row; r < row + rows; ++r) {
@@ -38,11 +40,8 @@ void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int
             A* out = scratch.value;
             load(out, saved.out->at(sequence.batch, head, query, 0), saved.out->dtype, 1, problem.value_dim);
             load(scratch.d_out, call.d_out.at(sequence.batch, head, query, 0), call.d_out.dtype, 1, problem.value_dim);
-            double sum = 0.0;  // once per row: float64 costs nothing here, and every dS of the row rests on it
-            for (std::int64_t d = 0; d < problem.value_dim; ++d) {
-                sum += static_cast<double>(scratch.d_out[d]) * static_cast<double>(out[d]);
-            }
-            delta = static_cast<A>(sum);
+            // Summed in float64: once per row that costs little, and every dS of the row rests on it.
+            delta = dot(scratch.d_out, out, problem.value_dim);
         }
         statistics.lse[at] = lse;
         statistics.delta[at] = delta;
@@ -51,31 +50,33 @@ void row_statistics(const BackwardCall& call, const Sequence& sequence, std::int
 
 /// dQ of one tile of queries, and its part of dalibi.
 template <class A>
-void query_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                     std::int64_t rows, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
+void query_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t head, std::int64_t row,
+                     std::int64_t rows, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
                      double* dalibi) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
-    const std::int64_t width = problem.head_dim;
-    load_query_side(call, sequence, head, row, rows, scratch);
+    const std::int64_t width = scratch.key_width;
+    load_query_side(setup, sequence, head, row, rows, scratch);
     std::fill_n(scratch.d_query, rows * width, A(0));
     double slope_gradient = 0.0;
     for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) {
         if (!prepare_mask(problem, tile, scratch.scores)) {
             return;
         }
-        load_key_side(problem, sequence, head / problem.group, tile.column, tile.columns, scratch);
-        bias_gradient_tile(problem, tile, statistics, scratch);
+        load_key_side(setup, sequence, head / problem.group, tile.column, tile.columns, scratch);
+        bias_gradient_tile(setup, tile, statistics, scratch);
         if (dalibi != nullptr) {
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (std::int64_t c = 0; c < tile.columns; ++c) {
+                    const std::int64_t distance = std::abs(alibi_offset(tile) + r - c);
                     slope_gradient -=
-                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * alibi_distance<double>(tile, r, c);
+                        static_cast<double>(scratch.d_scores[r * kKeyTile + c]) * static_cast<double>(distance);
                 }
             }
         }
         product_gradient_tile(problem, tile, scratch);
-        add_product(scratch.d_query, Left<A>{scratch.d_scores, kKeyTile, 1}, tile, scratch.scores.scores, scratch.key,
-                    rows, tile.columns, width);
+        add_product(setup.kernels, scratch.d_query, {scratch.d_scores, kKeyTile, 1}, tile, scratch, scratch.key,
+                    scratch.finite_key, rows, tile.columns, width);
     });
     if (dalibi != nullptr) {
         *dalibi = slope_gradient;
@@ -83,44 +84,77 @@ void query_gradients(const BackwardCall& call, const Sequence& sequence, std::in
     if (call.gradients.dq) {
         const TensorView& dq = *call.gradients.dq;
         for (std::int64_t r = 0; r < rows; ++r) {
-            for (std::int64_t d = 0; d < width; ++d) {
-                scratch.d_query[r * width + d] += A(0);  // no −0, as in forward
-            }
-            store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype, 1,
-                  scratch.d_query + r * width, width);
+            setup.kernels.store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype,
+                                scratch.d_query + r * width, problem.head_dim, static_cast<A>(problem.scale));
         }
     }
 }
 
-/// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch.
+/// Where the queries of a key head's group gather dQ while tiles of keys pass by: dq itself where it has the type of
+/// computation, else room of the task. Between two tiles sums are stored as they are, so their bits are those of sums
+/// that were never put down.
 template <class A>
-void add_key_gradients(const BackwardCall& call, const Tile& tile, const BackwardScratch<A>& scratch,
-                       const RowStatistics<A>& statistics) {
-    const Problem& problem = call.problem;
+struct QuerySums {
+    TensorView view;  // empty: nobody gathers
+    std::int64_t batch = 0;
+    std::int64_t first_head = 0;
+    std::int64_t first_query = 0;
+
+    [[nodiscard]] explicit operator bool() const { return view.data != nullptr; }
+    [[nodiscard]] std::byte* at(std::int64_t head, std::int64_t row) const {
+        return view.at(batch, head - first_head, first_query + row, 0);
+    }
+    /// rows ← the sums of `count` queries.
+    void load(const Kernels<A>& kernels, A* rows, std::int64_t head, std::int64_t row, std::int64_t count) const {
+        kernels.load(rows, kernels::padded(view.size(3)), {at(head, row), view.dtype, view.strides[2], count},
+                     view.size(3), A(1));
+    }
+    /// The sums of `count` queries ← factor · rows.
+    void store(const Kernels<A>& kernels, const A* rows, std::int64_t head, std::int64_t row, std::int64_t count,
+               A factor) const {
+        for (std::int64_t r = 0; r < count; ++r) {
+            kernels.store(at(head, row + r), view.dtype, rows + r * kernels::padded(view.size(3)), view.size(3),
+                          factor);
+        }
+    }
+};
+
+/// Adds what the queries of one tile give to dK and dV of the keys loaded in scratch, and those keys to dQ.
+template <class A>
+void add_key_gradients(const BackwardSetup<A>& setup, const Tile& tile, BackwardScratch<A>& scratch,
+                       const RowStatistics<A>& statistics, const QuerySums<A>& sums) {
+    const Problem& problem = setup.call.problem;
     if (!prepare_mask(problem, tile, scratch.scores)) {
         return;
     }
-    load_query_side(call, *tile.sequence, tile.head, tile.row, tile.rows, scratch);
-    bias_gradient_tile(problem, tile, statistics, scratch);
+    load_query_side(setup, *tile.sequence, tile.head, tile.row, tile.rows, scratch);
+    bias_gradient_tile(setup, tile, statistics, scratch);
     product_gradient_tile(problem, tile, scratch);
-    const A* scores = scratch.scores.scores;
-    add_product(scratch.d_value, Left<A>{scratch.weights, 1, kKeyTile}, tile, scores, scratch.d_out, tile.columns,
-                tile.rows, problem.value_dim);
-    add_product(scratch.d_key, Left<A>{scratch.d_scores, 1, kKeyTile}, tile, scores, scratch.query, tile.columns,
-                tile.rows, problem.head_dim);
+    add_product(setup.kernels, scratch.d_value, {scratch.weights, 1, kKeyTile}, tile, scratch, scratch.d_out,
+                scratch.finite_d_out, tile.columns, tile.rows, scratch.value_width);
+    add_product(setup.kernels, scratch.d_key, {scratch.d_scores, 1, kKeyTile}, tile, scratch, scratch.query,
+                scratch.finite_query, tile.columns, tile.rows, scratch.key_width);
+    if (sums) {
+        sums.load(setup.kernels, scratch.d_query, tile.head, tile.row, tile.rows);
+        add_product(setup.kernels, scratch.d_query, {scratch.d_scores, kKeyTile, 1}, tile, scratch, scratch.key,
+                    scratch.finite_key, tile.rows, tile.columns, scratch.key_width);
+        sums.store(setup.kernels, scratch.d_query, tile.head, tile.row, tile.rows, A(1));
+    }
 }
 
-/// dK and dV of one tile of keys.
+/// dK and dV of one tile of keys, and its part of dQ where that is gathered.
 template <class A>
-void key_gradients(const BackwardCall& call, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
-                   std::int64_t columns, const BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, std::int64_t column,
+                   std::int64_t columns, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics,
+                   const QuerySums<A>& sums = {}) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
-    std::fill_n(scratch.d_key, columns * problem.head_dim, A(0));
-    std::fill_n(scratch.d_value, columns * problem.value_dim, A(0));
+    std::fill_n(scratch.d_key, columns * scratch.key_width, A(0));
+    std::fill_n(scratch.d_value, columns * scratch.value_width, A(0));
     // Keys before first_key and from end_key on are nobody's: they are not read, and their gradients stay 0.
     const std::int64_t needed = std::min(columns, sequence.end_key - column);
     if (needed > 0 && column + columns > sequence.first_key) {
-        load_key_side(problem, sequence, kv_head, column, needed, scratch);
+        load_key_side(setup, sequence, kv_head, column, needed, scratch);
         const RowRange rows = rows_for_keys(sequence, column, needed);
         for (std::int64_t head = kv_head * problem.group; head < (kv_head + 1) * problem.group; ++head) {
             for (std::int64_t row = rows.begin / kQueryTile * kQueryTile; row < rows.end; row += kQueryTile) {
@@ -128,30 +162,61 @@ void key_gradients(const BackwardCall& call, const Sequence& sequence, std::int6
                 const Coverage covered = coverage(problem, tile);
                 tile.full = covered == Coverage::full && !problem.masks_single_scores();
                 if (covered != Coverage::none) {
-                    add_key_gradients(call, tile, scratch, statistics);
+                    add_key_gradients(setup, tile, scratch, statistics, sums);
                 }
             }
         }
     }
-    const auto write = [&](const std::optional<TensorView>& view, A* values, std::int64_t width) {
-        if (!view) {
-            return;
-        }
-        for (std::int64_t c = 0; c < columns; ++c) {
-            for (std::int64_t d = 0; d < width; ++d) {
-                values[c * width + d] += A(0);
-            }
-            store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype, 1,
-                  values + c * width, width);
+    const auto write = [&](const std::optional<TensorView>& view, const A* values, std::int64_t width) {
+        for (std::int64_t c = 0; view && c < columns; ++c) {
+            setup.kernels.store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype,
+                                values + c * width, view->size(3), A(1));
         }
     };
-    write(call.gradients.dk, scratch.d_key, problem.head_dim);
-    write(call.gradients.dv, scratch.d_value, problem.value_dim);
+    // The rows of q that dS met carried the scale already.
+    write(call.gradients.dk, scratch.d_key, scratch.key_width);
+    write(call.gradients.dv, scratch.d_value, scratch.value_width);
+}
+
+/// dQ, dK and dV of all that shares a key head: five products, dQ summed over tiles of keys in ascending order.
+template <class A>
+void head_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head,
+                    BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
+    const Problem& problem = call.problem;
+    const TensorView& dq = *call.gradients.dq;
+    const std::int64_t first_head = kv_head * problem.group;
+    const QuerySums<A> result{dq, sequence.batch, 0, sequence.query_start};
+    const QuerySums<A> sums =
+        scratch.query_sums == nullptr
+            ? result
+            : QuerySums<A>{view(scratch.query_sums, {1, problem.group, sequence.queries, problem.head_dim}), 0,
+                           first_head, 0};
+    const auto for_each_rows = [&](const auto& visit) {
+        for (std::int64_t head = first_head; head < first_head + problem.group; ++head) {
+            for (std::int64_t row = 0; row < sequence.queries; row += kQueryTile) {
+                visit(head, row, std::min(kQueryTile, sequence.queries - row));
+            }
+        }
+    };
+    std::fill_n(scratch.d_query, kQueryTile * scratch.key_width, A(0));
+    for_each_rows([&](std::int64_t head, std::int64_t row, std::int64_t rows) {
+        sums.store(setup.kernels, scratch.d_query, head, row, rows, A(1));
+    });
+    for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
+        key_gradients(setup, sequence, kv_head, column, std::min(kKeyTile, sequence.keys - column), scratch, statistics,
+                      sums);
+    }
+    for_each_rows([&](std::int64_t head, std::int64_t row, std::int64_t rows) {
+        sums.load(setup.kernels, scratch.d_query, head, row, rows);
+        result.store(setup.kernels, scratch.d_query, head, row, rows, static_cast<A>(problem.scale));
+    });
 }
 
 /// dsink = −Σ rows weight of the sink · delta: a sink's dP is 0.
 template <class A>
-void sink_gradient(const BackwardCall& call, std::int64_t head, const RowStatistics<A>& statistics) {
+void sink_gradient(const BackwardSetup<A>& setup, std::int64_t head, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const A sink = per_head_value<A>(*problem.sinks, 0, head);
     double sum = 0.0;
@@ -189,16 +254,17 @@ template <class A>
 void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtime) {
     using Scratch = BackwardScratch<A>;
     const Problem& problem = call.problem;
+    const BackwardSetup<A> setup(call, runtime);
     const AttentionGradients& gradients = call.gradients;
     const Workspace workspace(plan, gradients.workspace);
     Carver carver = workspace.shared();
     const RowStatistics<A> statistics = take_statistics<A>(call, carver);
     const auto for_each_item = [&](std::int64_t items, const auto& work) {
-        run_items<Scratch>(problem, plan, workspace, runtime, items, work);
+        run_items<Scratch>(setup, plan, workspace, runtime, items, work);
     };
     // Calls work(scratch, tile, number of tile, head) for all tiles of one side.
     const auto for_each_token_tile = [&](Side side, std::int64_t heads, const auto& work) {
-        for_each_item(tile_count(problem, side) * heads, [&](const Scratch& scratch, std::int64_t item) {
+        for_each_item(tile_count(problem, side) * heads, [&](Scratch& scratch, std::int64_t item) {
             const TokenTile tile = locate_tile(problem, side, item / heads);
             if (tile.count > 0) {
                 work(scratch, tile, item / heads, item % heads);
@@ -207,31 +273,38 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
     };
 
     for_each_token_tile(Side::queries, problem.heads,
-                        [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
-                            row_statistics(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                        [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                            row_statistics(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                         });
-    if (gradients.dk || gradients.dv) {
+    if (setup.by_heads) {
+        for_each_item(problem.sequences * problem.kv_heads, [&](Scratch& scratch, std::int64_t item) {
+            head_gradients(setup, sequence_of(problem, item / problem.kv_heads), item % problem.kv_heads, scratch,
+                           statistics);
+        });
+    }
+    if (!setup.by_heads && (gradients.dk || gradients.dv)) {
         for_each_token_tile(Side::keys, problem.kv_heads,
-                            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
-                                key_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
+                            [&](Scratch& scratch, const TokenTile& tile, std::int64_t, std::int64_t head) {
+                                key_gradients(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics);
                             });
     }
-    if (gradients.dq || gradients.dalibi) {
+    if (!setup.by_heads && (gradients.dq || gradients.dalibi)) {
         for_each_token_tile(
             Side::queries, problem.heads,
-            [&](const Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
+            [&](Scratch& scratch, const TokenTile& tile, std::int64_t number, std::int64_t head) {
                 double* dalibi = gradients.dalibi ? statistics.dalibi + number * problem.heads + head : nullptr;
-                query_gradients(call, tile.sequence, head, tile.begin, tile.count, scratch, statistics, dalibi);
+                query_gradients(setup, tile.sequence, head, tile.begin, tile.count, scratch, statistics, dalibi);
             });
     }
     if (gradients.dalibi) {
         write_slope_gradients(call, statistics);
     }
     if (gradients.dsinks) {
-        for_each_item(problem.heads, [&](const Scratch&, std::int64_t head) { sink_gradient(call, head, statistics); });
+        for_each_item(problem.heads,
+                      [&](const Scratch&, std::int64_t head) { sink_gradient(setup, head, statistics); });
     }
     if (gradients.dbias) {
-        run_bias_pass(call, plan, workspace, runtime, statistics);
+        run_bias_pass(setup, plan, workspace, runtime, statistics);
     }
 }
 
@@ -246,7 +319,7 @@ Plan plan_typed(const BackwardCall& call, const Runtime& runtime) {
     (void)take_statistics<A>(call, shared);
     plan.shared_bytes = shared.used();
     Carver counter;
-    const BackwardScratch<A> scratch(problem, counter);
+    const BackwardScratch<A> scratch(BackwardSetup<A>(call, runtime), counter);
     plan.task_bytes = counter.used();
     return plan;
 }

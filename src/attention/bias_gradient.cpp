@@ -98,8 +98,9 @@ void add_tile(const BiasItems& items, const Tile& tile, const BackwardScratch<A>
 
 /// Walks over all that adds into one item, in the order of sequences, heads, rows, columns.
 template <class A>
-void bias_item(const BackwardCall& call, const BiasItems& items, const BiasItem& item,
-               const RowStatistics<A>& statistics, const BackwardScratch<A>& scratch) {
+void bias_item(const BackwardSetup<A>& setup, const BiasItems& items, const BiasItem& item,
+               const RowStatistics<A>& statistics, BackwardScratch<A>& scratch) {
+    const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     // The first sequence of the item stands for all that share its part of dbias.
     const Sequence first = sequence_of(problem, item.sequences.begin);
@@ -122,11 +123,11 @@ void bias_item(const BackwardCall& call, const BiasItems& items, const BiasItem&
                         return;
                     }
                     if (!loaded) {
-                        load_query_side(call, sequence, head, row, tile_rows, scratch);
+                        load_query_side(setup, sequence, head, row, tile_rows, scratch);
                         loaded = true;
                     }
-                    load_key_side(problem, sequence, head / problem.group, tile.column, tile.columns, scratch);
-                    bias_gradient_tile(problem, tile, statistics, scratch);
+                    load_key_side(setup, sequence, head / problem.group, tile.column, tile.columns, scratch);
+                    bias_gradient_tile(setup, tile, statistics, scratch);
                     add_tile(items, tile, scratch);
                 });
             }
@@ -160,22 +161,23 @@ void zero(const TensorView& view) {
 }  // namespace
 
 template <class A>
-void run_bias_pass(const BackwardCall& call, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
+void run_bias_pass(const BackwardSetup<A>& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
                    const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
     zero(*call.gradients.dbias);
     if (call.problem.sequences == 0) {
         return;
     }
     const BiasItems items(call.problem, *call.gradients.dbias);
-    run_items<BackwardScratch<A>>(call.problem, plan, workspace, runtime, items.count(),
-                                  [&](const BackwardScratch<A>& scratch, std::int64_t number) {
-                                      bias_item(call, items, items.item(number), statistics, scratch);
+    run_items<BackwardScratch<A>>(setup, plan, workspace, runtime, items.count(),
+                                  [&](BackwardScratch<A>& scratch, std::int64_t number) {
+                                      bias_item(setup, items, items.item(number), statistics, scratch);
                                   });
 }
 
-template void run_bias_pass<float>(const BackwardCall&, const Plan&, const Workspace&, const Runtime&,
+template void run_bias_pass<float>(const BackwardSetup<float>&, const Plan&, const Workspace&, const Runtime&,
                                    const RowStatistics<float>&);
-template void run_bias_pass<double>(const BackwardCall&, const Plan&, const Workspace&, const Runtime&,
+template void run_bias_pass<double>(const BackwardSetup<double>&, const Plan&, const Workspace&, const Runtime&,
                                     const RowStatistics<double>&);
 
 }  // namespace qkv::detail

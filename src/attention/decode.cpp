@@ -16,7 +16,7 @@ struct Splits {
 };
 
 Splits splits_of(const Sequence& sequence) {
-    const KeyRange keys = needed_keys(sequence);
+    const KeyRange keys = needed_keys(sequence, 0, sequence.queries);
     if (keys.begin >= keys.end) {
         return {};
     }
@@ -32,13 +32,15 @@ std::int64_t row_tiles(const Problem& problem, const Sequence& sequence) {
     return problem.kv_heads * tiles_of(packed_rows(problem, sequence), kQueryTile);
 }
 
-struct RowTile {
+/// A tile of packed rows.
+struct PackedTile {
     Sequence sequence;
     std::int64_t kv_head = 0;
     std::int64_t begin = 0;  // of the packed rows
     std::int64_t rows = 0;
 
-    RowTile(const Problem& problem, std::int64_t index, std::int64_t number) : sequence(sequence_of(problem, index)) {
+    PackedTile(const Problem& problem, std::int64_t index, std::int64_t number)
+        : sequence(sequence_of(problem, index)) {
         const std::int64_t all = packed_rows(problem, sequence);
         const std::int64_t tiles = tiles_of(all, kQueryTile);
         kv_head = number / tiles;
@@ -61,43 +63,42 @@ struct RowTile {
 /// The arrays of one tile of rows: those of a span, and what the spans before it came to.
 template <class A>
 struct DecodeScratch {
-    DecodeScratch(const Problem& problem, Carver& carver)
-        : span(problem, carver),
-          context(carver.take<A>(kQueryTile * problem.value_dim)),
-          states(carver.take<RowState<A>>(kQueryTile)) {}
+    DecodeScratch(const ForwardSetup<A>& setup, Carver& carver)
+        : span(setup, carver),
+          context(carver.take<A>(kQueryTile * span.value_width)),
+          reference(carver.take<A>(kQueryTile)),
+          sums(carver.take<A>(kQueryTile * kernels::kLanes)) {}
 
     ForwardScratch<A> span;
     A* context;
-    RowState<A>* states;
-};
+    A* reference;
+    A* sums;
 
-/// The scratch of the rows from `row` on.
-template <class A>
-ForwardScratch<A> rows_from(const Problem& problem, const ForwardScratch<A>& scratch, std::int64_t row) {
-    ForwardScratch<A> rows = scratch;
-    rows.query += row * problem.head_dim;
-    rows.context += row * problem.value_dim;
-    rows.weights += row * kKeyTile;
-    rows.scores.scores += row * kKeyTile;
-    rows.scores.bias += problem.mask.bias_view ? row * kKeyTile : 0;
-    rows.scores.allowed += row * kKeyTile;
-    rows.states += row;
-    return rows;
-}
+    /// Of all packed rows, as the kernels want them.
+    [[nodiscard]] const A* query() const { return span.query_room > 0 ? span.packed_query : span.query; }
+    [[nodiscard]] RowTile<A> span_rows(std::int64_t rows) const {
+        return {0, 0, rows, {}, query(), span.context, span.reference, span.sums};
+    }
+    [[nodiscard]] RowTile<A> merged_rows(std::int64_t rows) const {
+        return {0, 0, rows, {}, query(), context, reference, sums};
+    }
+};
 
 /// Numbers of items before each sequence, and how many in all; and the memory of spans that wait to be merged.
 template <class A>
 struct DecodeShared {
     DecodeShared(const Problem& problem, const DecodePlan& plan, Carver& carver)
-        : first_tile(carver.take<std::int64_t>(problem.sequences)),
+        : width(kernels::padded(problem.value_dim)),
+          first_tile(carver.take<std::int64_t>(problem.sequences)),
           first_item(carver.take<std::int64_t>(plan.spread ? problem.sequences : 0)),
           states(carver.take<RowState<A>>(plan.spread ? plan.items * plan.rows : 0)),
-          contexts(carver.take<A>(plan.spread ? plan.items * plan.rows * problem.value_dim : 0)) {}
+          contexts(carver.take<A>(plan.spread ? plan.items * plan.rows * width : 0)) {}
 
+    std::int64_t width;  // padded Dv
     std::int64_t* first_tile;
     std::int64_t* first_item;
     RowState<A>* states;  // [items, rows]
-    A* contexts;          // [items, rows, Dv]
+    A* contexts;          // [items, rows, width]
 };
 
 template <class A>
@@ -107,6 +108,7 @@ public:
         : call_(call),
           problem_(call.problem),
           plan_(plan),
+          setup_(call, runtime, {}),
           runtime_(runtime),
           workspace_(plan.plan, call.extras.workspace),
           shared_(share()) {}
@@ -114,13 +116,16 @@ public:
     void run() const {
         if (!plan_.spread) {
             each(plan_.tiles, [&](const Scratch& scratch, std::int64_t number) {
-                const RowTile tile = tile_at(number);
-                clear(scratch.states, scratch.context, tile.rows);
+                const PackedTile tile = tile_at(number);
+                const RowTile<A> span = scratch.span_rows(tile.rows);
+                clear_rows(scratch.merged_rows(tile.rows), scratch.span);
                 load_queries(tile, scratch.span);
                 const Splits splits = splits_of(tile.sequence);
                 for (std::int64_t split = 0; split < splits.count; ++split) {
-                    attend(tile, splits.first + split, scratch.span);
-                    merge(tile.rows, scratch, scratch.span.states, scratch.span.context);
+                    attend(tile, splits.first + split, scratch);
+                    for (std::int64_t r = 0; r < tile.rows; ++r) {
+                        merge(scratch, r, span.state(r), span.context + r * shared_.width);
+                    }
                 }
                 finish(tile, scratch);
             });
@@ -130,22 +135,27 @@ public:
             const std::int64_t index = sequence_before(shared_.first_item, item);
             const Splits splits = splits_of(sequence_of(problem_, index));
             const std::int64_t number = item - shared_.first_item[index];
-            const RowTile tile(problem_, index, number / splits.count);
+            const PackedTile tile(problem_, index, number / splits.count);
+            const RowTile<A> span = scratch.span_rows(tile.rows);
             load_queries(tile, scratch.span);
-            attend(tile, splits.first + number % splits.count, scratch.span);
-            std::copy_n(scratch.span.states, tile.rows, shared_.states + item * plan_.rows);
-            std::copy_n(scratch.span.context, tile.rows * problem_.value_dim, contexts_of(item));
+            attend(tile, splits.first + number % splits.count, scratch);
+            for (std::int64_t r = 0; r < tile.rows; ++r) {
+                shared_.states[item * plan_.rows + r] = span.state(r);
+            }
+            std::copy_n(span.context, tile.rows * shared_.width, contexts_of(item));
         });
         each(plan_.tiles, [&](const Scratch& scratch, std::int64_t number) {
             const std::int64_t index = sequence_before(shared_.first_tile, number);
             const std::int64_t place = number - shared_.first_tile[index];
-            const RowTile tile(problem_, index, place);
-            clear(scratch.states, scratch.context, tile.rows);
+            const PackedTile tile(problem_, index, place);
+            clear_rows(scratch.merged_rows(tile.rows), scratch.span);
             load_queries(tile, scratch.span);
             const Splits splits = splits_of(tile.sequence);
             for (std::int64_t split = 0; split < splits.count; ++split) {
                 const std::int64_t item = shared_.first_item[index] + place * splits.count + split;
-                merge(tile.rows, scratch, shared_.states + item * plan_.rows, contexts_of(item));
+                for (std::int64_t r = 0; r < tile.rows; ++r) {
+                    merge(scratch, r, shared_.states[item * plan_.rows + r], contexts_of(item) + r * shared_.width);
+                }
             }
             finish(tile, scratch);
         });
@@ -173,111 +183,133 @@ private:
 
     template <class Work>
     void each(std::int64_t items, const Work& work) const {
-        run_items<Scratch>(problem_, plan_.plan, workspace_, runtime_, items, work);
+        run_items<Scratch>(setup_, plan_.plan, workspace_, runtime_, items, work);
     }
 
     /// The last sequence whose first number is not above `number`: of those that start there all but one are empty.
     [[nodiscard]] std::int64_t sequence_before(const std::int64_t* first, std::int64_t number) const {
         return std::upper_bound(first, first + problem_.sequences, number) - first - 1;
     }
-    [[nodiscard]] RowTile tile_at(std::int64_t number) const {
+    [[nodiscard]] PackedTile tile_at(std::int64_t number) const {
         const std::int64_t index = sequence_before(shared_.first_tile, number);
-        return RowTile(problem_, index, number - shared_.first_tile[index]);
+        return PackedTile(problem_, index, number - shared_.first_tile[index]);
     }
     [[nodiscard]] A* contexts_of(std::int64_t item) const {
-        return shared_.contexts + item * plan_.rows * problem_.value_dim;
+        return shared_.contexts + item * plan_.rows * shared_.width;
     }
 
-    void clear(RowState<A>* states, A* context, std::int64_t rows) const {
-        std::fill_n(states, rows, RowState<A>{});
-        std::fill_n(context, rows * problem_.value_dim, A(0));
-    }
-
-    void load_queries(const RowTile& tile, const ForwardScratch<A>& scratch) const {
+    void load_queries(const PackedTile& tile, const ForwardScratch<A>& scratch) const {
         tile.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t rows, std::int64_t at) {
-            load_rows(scratch.query + at * problem_.head_dim, problem_.q, tile.sequence.batch, head,
-                      tile.sequence.query_start + query, rows);
+            setup_.kernels.load(scratch.query + at * scratch.key_width, scratch.key_width,
+                                rows_of(problem_.q, tile.sequence.batch, head, tile.sequence.query_start + query, rows),
+                                problem_.head_dim, setup_.query_scale);
         });
+        (void)pack_queries(tile.rows, 0, scratch);
     }
 
-    /// One span by itself: scratch.states and scratch.context.
-    void attend(const RowTile& rows, std::int64_t split, const ForwardScratch<A>& scratch) const {
-        clear(scratch.states, scratch.context, rows.rows);
-        const KeyRange needed = needed_keys(rows.sequence);
+    const A* pack_queries(std::int64_t rows, std::int64_t from, const ForwardScratch<A>& scratch) const {
+        return setup_.kernels.pack_queries(scratch.packed_query, scratch.query + from * scratch.key_width, rows,
+                                           problem_.head_dim);
+    }
+
+    /// One span by itself.
+    void attend(const PackedTile& rows, std::int64_t split, const Scratch& scratch) const {
+        clear_rows(scratch.span_rows(rows.rows), scratch.span);
+        const KeyRange needed = needed_keys(rows.sequence, 0, rows.sequence.queries);
         const std::int64_t end = std::min((split + 1) * kSplitKeys, needed.end);
         for (std::int64_t column = std::max(split * kSplitKeys, needed.begin / kKeyTile * kKeyTile); column < end;
              column += kKeyTile) {
-            attend_tile(rows, column, std::min(kKeyTile, end - column), scratch);
+            attend_tile(rows, {column, std::min(kKeyTile, end - column)}, scratch);
         }
     }
 
-    void attend_tile(const RowTile& rows, std::int64_t column, std::int64_t columns,
-                     const ForwardScratch<A>& scratch) const {
-        bool loaded = false;
-        bool finite = true;
-        rows.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
-            Tile tile{&rows.sequence, head, query, count, column, columns, false};
-            const Coverage covered = coverage(problem_, tile);
+    [[nodiscard]] ScoreScratch<A> scores_from(const ForwardScratch<A>& span, std::int64_t row) const {
+        return {span.scores.scores + row * kKeyTile,
+                problem_.mask.bias_view ? span.scores.bias + row * kKeyTile : nullptr,
+                span.scores.allowed + row * kKeyTile};
+    }
+
+    /// Products and softmax of all packed rows at once; before and between them, each head minds its own mask.
+    void attend_tile(const PackedTile& packed, KeyTile<A> keys, const Scratch& scratch) const {
+        const RowTile<A> rows = scratch.span_rows(packed.rows);
+        const ForwardScratch<A>& span = scratch.span;
+        bool unmasked = true;
+        const auto tile_of = [&](std::int64_t head, std::int64_t query, std::int64_t count, Coverage& covered) {
+            Tile tile{&packed.sequence, head, query, count, keys.column, keys.columns, false};
+            covered = coverage(problem_, tile);
             tile.full = covered == Coverage::full && !problem_.masks_single_scores();
-            const ForwardScratch<A> own = rows_from(problem_, scratch, at);
-            if (covered == Coverage::none || !prepare_mask(problem_, tile, own.scores)) {
-                return;
+            return tile;
+        };
+        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
+            Coverage covered = Coverage::none;
+            const Tile tile = tile_of(head, query, count, covered);
+            const ScoreScratch<A> own = scores_from(span, at);
+            unmasked = unmasked && tile.full;
+            if (covered == Coverage::none) {
+                std::fill_n(own.allowed, count * kKeyTile, std::uint8_t{0});
+            } else if (prepare_mask(problem_, tile, own) && !keys.packed) {  // by the first head that needs them
+                pack(setup_, packed.sequence, packed.kv_head, keys, span);
             }
-            if (!loaded) {  // by the first head that needs them
-                load_keys(scratch.key, problem_, rows.sequence, rows.kv_head, column, columns);
-                transpose(scratch.key_transposed, scratch.key, columns, problem_.head_dim);
-                load_values(scratch.value, problem_, rows.sequence, rows.kv_head, column, columns);
-                finite = all_finite(scratch.value, columns * problem_.value_dim);
-                loaded = true;
-            }
-            multiply_tile(own.scores.scores, own.query, scratch.key_transposed, count, problem_.head_dim);
-            finish_scores(problem_, tile, own.scores);
-            weigh_tile(problem_, tile, own);
-            add_values(problem_, tile, own, finite);
         });
+        if (!keys.packed) {
+            return;
+        }
+        multiply_query_key(setup_, rows, keys, span);
+        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
+            Coverage covered = Coverage::none;
+            const Tile tile = tile_of(head, query, count, covered);
+            finish_scores(problem_, setup_.kernels, tile, scores_from(span, at));
+            if (problem_.dropout) {
+                dropout_factors(problem_, tile, span.factors + at * kKeyTile);
+            }
+        });
+        take_scores(setup_, rows, keys, unmasked, span);
     }
 
-    void merge(std::int64_t rows, const Scratch& scratch, const RowState<A>* states, const A* contexts) const {
-        const std::int64_t width = problem_.value_dim;
-        for (std::int64_t r = 0; r < rows; ++r) {
-            if (states[r].sum == A(0)) {
-                continue;  // nothing of this span was attended to
-            }
-            const Shares<A> shares = merge_states(scratch.states[r], states[r]);
-            A* __restrict__ context = scratch.context + r * width;
-            const A* part = contexts + r * width;
-            for (std::int64_t d = 0; d < width; ++d) {
-                context[d] = context[d] * shares.mine + part[d] * shares.other;
-            }
+    void merge(const Scratch& scratch, std::int64_t r, const RowState<A>& part, const A* part_context) const {
+        if (part.sum == A(0)) {
+            return;  // nothing of this span was attended to
+        }
+        const RowTile<A> merged = scratch.merged_rows(r + 1);
+        RowState<A> state = merged.state(r);
+        const Shares<A> shares = merge_states(state, part);
+        merged.reference[r] = state.reference;
+        merged.sums[r * kernels::kLanes] = state.sum;  // the other lanes stay 0
+        A* __restrict__ context = merged.context + r * shared_.width;
+        for (std::int64_t d = 0; d < shared_.width; ++d) {
+            context[d] = context[d] * shares.mine + part_context[d] * shares.other;
         }
     }
 
-    void finish(const RowTile& tile, const Scratch& scratch) const {
-        ForwardScratch<A> merged = scratch.span;
-        merged.context = scratch.context;
-        merged.states = scratch.states;
-        const bool records = call_.extras.weights || call_.extras.scores;
-        tile.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t rows, std::int64_t at) {
-            const ForwardScratch<A> own = rows_from(problem_, merged, at);
-            write_rows(call_, tile.sequence, head, query, rows, own);
-            if (records) {
-                record_rows(call_, tile.sequence, head, query, rows, own);
-            }
+    void finish(const PackedTile& packed, const Scratch& scratch) const {
+        const RowTile<A> merged = scratch.merged_rows(packed.rows);
+        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t rows, std::int64_t at) {
+            const RowTile<A> own{head,
+                                 query,
+                                 rows,
+                                 {},
+                                 pack_queries(rows, at, scratch.span),
+                                 merged.context + at * shared_.width,
+                                 merged.reference + at,
+                                 merged.sums + at * kernels::kLanes};
+            write_rows(setup_, packed.sequence, own, scratch.span);
         });
     }
 
     const ForwardCall& call_;
     const Problem& problem_;
     const DecodePlan& plan_;
+    ForwardSetup<A> setup_;
     const Runtime& runtime_;
     Workspace workspace_;
     DecodeShared<A> shared_;
 };
 
 template <class A>
-void count_bytes(const Problem& problem, DecodePlan& plan) {
+void count_bytes(const ForwardCall& call, const Runtime& runtime, DecodePlan& plan) {
+    const Problem& problem = call.problem;
     Carver task;
-    const DecodeScratch<A> scratch(problem, task);
+    const DecodeScratch<A> scratch(ForwardSetup<A>(call, runtime, {}), task);
     plan.plan.task_bytes = task.used();
     Carver shared;
     const DecodeShared<A> arrays(problem, plan, shared);
@@ -302,7 +334,7 @@ DecodePlan plan_decode(const ForwardCall& call, const Runtime& runtime) {
     plan.spread = tasks > plan.tiles;
     plan.items = plan.spread ? plan.items : plan.tiles;
     plan.plan.tasks = std::max<std::int64_t>(1, std::min(tasks, plan.items));
-    problem.compute == DType::f64 ? count_bytes<double>(problem, plan) : count_bytes<float>(problem, plan);
+    problem.compute == DType::f64 ? count_bytes<double>(call, runtime, plan) : count_bytes<float>(call, runtime, plan);
     return plan;
 }
 

@@ -6,11 +6,14 @@
 
 namespace qkv::detail {
 
-/// factors (rows, kKeyTile) ← 1 / (1 − p) where the weight is kept, else 0.
+/// factors (rows, kKeyTile) ← 1 / (1 − p) where the weight is kept, else 0, as past the tile's columns.
 template <class A>
 void dropout_factors(const Problem& problem, const Tile& tile, A* factors) {
     const auto keep_scale = static_cast<A>(problem.keep_scale);
     const Sequence& sequence = *tile.sequence;
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        std::fill(factors + r * kKeyTile + tile.columns, factors + (r + 1) * kKeyTile, A(0));
+    }
     if (problem.keep) {
         for (std::int64_t r = 0; r < tile.rows; ++r) {
             const std::byte* keep = problem.keep->at(sequence.batch, tile.head, sequence.query_start + tile.row + r,

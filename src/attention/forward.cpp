@@ -7,64 +7,169 @@ namespace qkv::detail {
 
 namespace {
 
+/// Takes a tile of packed keys into a tile of rows.
 template <class A>
-void attend(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    if (!score_tile(problem, tile, scratch)) {
-        return;
+void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const Tile& tile,
+            const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    multiply_query_key(setup, rows, keys, scratch);
+    finish_scores(problem, setup.kernels, tile, scratch.scores);
+    if (problem.dropout) {
+        dropout_factors(problem, tile, scratch.factors);
     }
-    weigh_tile(problem, tile, scratch);
-    load_values(scratch.value, problem, *tile.sequence, tile.head / problem.group, tile.column, tile.columns);
-    add_values(problem, tile, scratch, all_finite(scratch.value, tile.columns * problem.value_dim));
+    take_scores(setup, rows, keys, tile.full && tile.columns == keys.columns, scratch);
 }
 
+/// The tile of scores where these rows meet these keys; false when they need none of them.
 template <class A>
-void forward_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                  std::int64_t rows, const ForwardScratch<A>& scratch) {
-    const Problem& problem = call.problem;
-    load_rows(scratch.query, problem.q, sequence.batch, head, sequence.query_start + row, rows);
-    std::fill_n(scratch.context, rows * problem.value_dim, A(0));
-    std::fill_n(scratch.states, rows, RowState<A>{});
-    for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) { attend(problem, tile, scratch); });
-    write_rows(call, sequence, head, row, rows, scratch);
-    if (call.extras.weights || call.extras.scores) {
-        record_rows(call, sequence, head, row, rows, scratch);
+[[nodiscard]] bool meet(const Problem& problem, const Sequence& sequence, const RowTile<A>& rows, std::int64_t column,
+                        const ForwardScratch<A>& scratch, Tile& tile) {
+    if (column + kKeyTile <= rows.needed.begin || column >= rows.needed.end) {
+        return false;
+    }
+    tile = {&sequence, rows.head, rows.row, rows.rows, column, std::min(kKeyTile, rows.needed.end - column), false};
+    const Coverage covered = coverage(problem, tile);
+    tile.full = covered == Coverage::full && !problem.masks_single_scores();
+    return covered != Coverage::none && prepare_mask(problem, tile, scratch.scores);
+}
+
+/// The row tiles of an item, ready for their first keys; how many.
+template <class A>
+std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, std::int64_t first_head,
+                        std::int64_t heads, const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    const Sequence& sequence = tokens.sequence;
+    std::int64_t count = 0;
+    for (std::int64_t row = tokens.begin; row < tokens.begin + tokens.count; row += kQueryTile) {
+        for (std::int64_t head = first_head; head < first_head + heads; ++head) {
+            const std::int64_t rows = std::min(kQueryTile, tokens.begin + tokens.count - row);
+            const std::int64_t at = count * kQueryTile;
+            RowTile<A>& tile = scratch.tiles[count];
+            A* query = scratch.query + at * scratch.key_width;
+            setup.kernels.load(query, scratch.key_width,
+                               rows_of(problem.q, sequence.batch, head, sequence.query_start + row, rows),
+                               problem.head_dim, setup.query_scale);
+            tile = {head,
+                    row,
+                    rows,
+                    needed_keys(sequence, row, rows),
+                    setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, rows,
+                                               problem.head_dim),
+                    scratch.context + at * scratch.value_width,
+                    scratch.reference + at,
+                    scratch.sums + at * kernels::kLanes};
+            clear_rows(tile, scratch);
+            ++count;
+        }
+    }
+    return count;
+}
+
+/// One item: panels of keys pass by, in ascending order, and each row tile takes the tiles it needs.
+template <class A>
+void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::int64_t first_head, std::int64_t heads,
+                  const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    const Sequence& sequence = tokens.sequence;
+    const std::span row_tiles(scratch.tiles,
+                              static_cast<std::size_t>(start_rows(setup, tokens, first_head, heads, scratch)));
+    const std::int64_t begin =
+        std::ranges::min(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.begin; }).needed.begin;
+    const std::int64_t end =
+        std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
+    for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
+        KeyTile<A> tiles[kPanelTiles];
+        for (const RowTile<A>& rows : row_tiles) {
+            std::int64_t column = panel;
+            for (std::int64_t place = 0; place < kPanelTiles && column < end; ++place, column += kKeyTile) {
+                Tile tile;
+                if (meet(problem, sequence, rows, column, scratch, tile)) {
+                    KeyTile<A>& keys = tiles[place];
+                    if (!keys.packed) {  // by the first rows that need them
+                        keys.column = column;
+                        keys.columns = std::min(kKeyTile, end - column);
+                        keys.place = place;
+                        pack(setup, sequence, first_head / problem.group, keys, scratch);
+                    }
+                    attend(setup, rows, keys, tile, scratch);
+                }
+            }
+        }
+    }
+    for (const RowTile<A>& rows : row_tiles) {
+        write_rows(setup, sequence, rows, scratch);
     }
 }
 
-std::int64_t item_count(const Problem& problem) {
-    return checked_multiply(tile_count(problem, Side::queries), problem.heads, "attention: tiles of queries");
+/// Head chunks of one group.
+std::int64_t head_items(const Problem& problem, const ForwardCut& cut) { return tiles_of(problem.group, cut.heads); }
+
+std::int64_t item_count(const Problem& problem, const ForwardCut& cut) {
+    return checked_multiply(checked_multiply(tile_count(problem, Side::queries, cut.tokens), problem.kv_heads,
+                                             "attention: tiles of queries"),
+                            head_items(problem, cut), "attention: tiles of queries");
+}
+
+/// How much an item takes on: enough rows to make the packing of keys cheap, few enough to stay in a core's own cache
+/// and to give every thread some items. No bit of a result depends on it.
+ForwardCut cut_for(const Problem& problem, const Runtime& runtime) {
+    constexpr std::int64_t kMostTiles = 8;
+    constexpr std::int64_t kCache = 1 << 20;
+    constexpr std::int64_t kItemsPerThread = 4;
+    const std::int64_t tile_bytes =
+        kQueryTile * size_of(problem.compute) * (problem.head_dim + problem.value_dim + kernels::kLanes);
+    const std::int64_t most = std::clamp<std::int64_t>(kCache / tile_bytes, 1, kMostTiles);
+    ForwardCut cut;
+    cut.heads = std::min(problem.group, most);
+    const std::int64_t longest = std::max<std::int64_t>(1, tiles_of(problem.queries, kQueryTile));
+    cut.tokens = kQueryTile * std::clamp<std::int64_t>(most / cut.heads, 1, longest);
+    while (item_count(problem, cut) < kItemsPerThread * runtime.threads() && cut.row_tiles() > 1) {
+        if (cut.tokens > kQueryTile) {
+            cut.tokens = cut.tokens / kQueryTile / 2 * kQueryTile;
+        } else {
+            cut.heads = (cut.heads + 1) / 2;
+        }
+    }
+    return cut;
 }
 
 template <class A>
 void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime) {
+    const Problem& problem = call.problem;
+    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
     const Workspace workspace(plan, call.extras.workspace);
-    const std::int64_t items = item_count(call.problem);
+    const std::int64_t items = item_count(problem, setup.cut);
+    const std::int64_t per_kv_head = head_items(problem, setup.cut);
     const auto work = [&](const ForwardScratch<A>& scratch, std::int64_t item) {
         // From the end: the last queries of a causal mask have the most keys, and short items fill up the finish.
         const std::int64_t number = items - 1 - item;
-        const TokenTile tile = locate_tile(call.problem, Side::queries, number / call.problem.heads);
-        if (tile.count > 0) {
-            forward_rows(call, tile.sequence, number % call.problem.heads, tile.begin, tile.count, scratch);
+        const TokenTile tokens =
+            locate_tile(problem, Side::queries, number / per_kv_head / problem.kv_heads, setup.cut.tokens);
+        if (tokens.count > 0) {
+            const std::int64_t in_group = number % per_kv_head * setup.cut.heads;
+            const std::int64_t kv_head = number / per_kv_head % problem.kv_heads;
+            forward_item(setup, tokens, kv_head * problem.group + in_group,
+                         std::min(setup.cut.heads, problem.group - in_group), scratch);
         }
     };
-    run_items<ForwardScratch<A>>(call.problem, plan, workspace, runtime, items, work);
+    run_items<ForwardScratch<A>>(setup, plan, workspace, runtime, items, work);
 }
 
 template <class A>
-std::size_t scratch_bytes(const Problem& problem) {
+Plan plan_typed(const ForwardCall& call, const Runtime& runtime) {
+    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
     Carver counter;
-    const ForwardScratch<A> scratch(problem, counter);
-    return counter.used();
+    const ForwardScratch<A> scratch(setup, counter);
+    Plan plan;
+    plan.tasks = task_count(call.problem, runtime, item_count(call.problem, setup.cut));
+    plan.task_bytes = counter.used();
+    return plan;
 }
 
 }  // namespace
 
 Plan plan_forward(const ForwardCall& call, const Runtime& runtime) {
-    const Problem& problem = call.problem;
-    Plan plan;
-    plan.tasks = task_count(problem, runtime, item_count(problem));
-    plan.task_bytes = problem.compute == DType::f64 ? scratch_bytes<double>(problem) : scratch_bytes<float>(problem);
-    return plan;
+    return call.problem.compute == DType::f64 ? plan_typed<double>(call, runtime) : plan_typed<float>(call, runtime);
 }
 
 void run_forward(const ForwardCall& call, const Plan& plan, const Runtime& runtime) {

@@ -1,4 +1,4 @@
-// The arrays of one forward tile, and the steps that forward and the recording of weights share.
+// The arrays of forward's work, and the steps that forward and the recording of weights share.
 #pragma once
 
 #include "attention/dropout.hpp"
@@ -8,120 +8,211 @@
 
 namespace qkv::detail {
 
-template <class A>
-struct ForwardScratch {
-    ForwardScratch(const Problem& problem, Carver& carver)
-        : query(carver.take<A>(kQueryTile * problem.head_dim)),
-          key(carver.take<A>(kKeyTile * problem.head_dim)),
-          key_transposed(carver.take<A>(kKeyTile * problem.head_dim)),
-          value(carver.take<A>(kKeyTile * problem.value_dim)),
-          context(carver.take<A>(kQueryTile * problem.value_dim)),
-          weights(carver.take<A>(kQueryTile * kKeyTile)),
-          factors(carver.take<A>(problem.dropout ? kQueryTile * kKeyTile : 0)),
-          scores{carver.take<A>(kQueryTile * kKeyTile),
-                 carver.take<A>(problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
-                 carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
-          states(carver.take<RowState<A>>(kQueryTile)) {}
+/// An item of work: up to `tokens` queries of up to `heads` heads that share keys. They are cut into row tiles, and
+/// every tile of keys, once packed, serves all of them.
+struct ForwardCut {
+    std::int64_t tokens = kQueryTile;
+    std::int64_t heads = 1;
 
-    A* query;           // (rows, D)
-    A* key;             // (columns, D)
-    A* key_transposed;  // (D, kKeyTile)
-    A* value;           // (columns, Dv)
-    A* context;         // (rows, Dv), not yet divided by the row sums
-    A* weights;         // (rows, kKeyTile), relative to the row's running maximum
-    A* factors;         // (rows, kKeyTile), dropout's
-    ScoreScratch<A> scores;
-    RowState<A>* states;  // (rows)
+    [[nodiscard]] std::int64_t row_tiles() const { return tokens / kQueryTile * heads; }
 };
 
-/// scratch.scores ← query · keyᵀ over the tile's keys.
 template <class A>
-void multiply_query_key(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    load_keys(scratch.key, problem, *tile.sequence, tile.head / problem.group, tile.column, tile.columns);
-    transpose(scratch.key_transposed, scratch.key, tile.columns, problem.head_dim);
-    multiply_tile(scratch.scores.scores, scratch.query, scratch.key_transposed, tile.rows, problem.head_dim);
+struct ForwardSetup {
+    ForwardSetup(const ForwardCall& forward_call, const Runtime& runtime, const ForwardCut& forward_cut)
+        : call(forward_call), kernels(kernels_for<A>(call.problem, runtime)), cut(forward_cut) {
+        const Problem& problem = call.problem;
+        const auto scale = static_cast<A>(problem.scale);
+        const bool plain = problem.softcap == 0.0 && !problem.mask.bias_view && !problem.mask.alibi_slopes &&
+                           problem.score_function.apply == nullptr;
+        (kernels.scales_queries ? query_scale : plain && scale > A(0) ? softmax_scale : product_scale) = scale;
+    }
+
+    const ForwardCall& call;
+    const Kernels<A>& kernels;
+    ForwardCut cut;
+    // Where the scale goes, the others are 1: into the queries; into the products; or, where nothing comes between,
+    // into the softmax. Of the last two the bits are the same.
+    A query_scale = A(1);
+    A product_scale = A(1);
+    A softmax_scale = A(1);
+};
+
+/// A tile of queries of one head within an item, with what it has gathered so far.
+template <class A>
+struct RowTile {
+    std::int64_t head;
+    std::int64_t row;
+    std::int64_t rows;
+    KeyRange needed;
+    const A* query;  // packed
+    A* context;      // (rows, padded Dv), not yet divided by the row sums
+    A* reference;    // (rows)
+    A* sums;         // (rows, kLanes)
+
+    [[nodiscard]] RowState<A> state(std::int64_t r) const { return {reference[r], total(sums + r * kernels::kLanes)}; }
+};
+
+/// Tiles of keys that are packed before the next tile of rows takes its turn.
+inline constexpr std::int64_t kPanelTiles = 4;
+
+/// A tile of keys and their values, packed.
+template <class A>
+struct KeyTile {
+    std::int64_t column = 0;
+    std::int64_t columns = 0;
+    bool packed = false;
+    std::int64_t place = 0;  // in the panel
+    bool finite_values = false;
+    const A* keys = nullptr;  // as packed
+    const A* values = nullptr;
+};
+
+template <class A>
+struct ForwardScratch {
+    ForwardScratch(const ForwardSetup<A>& setup, Carver& carver)
+        : key_width(kernels::padded(setup.call.problem.head_dim)),
+          value_width(kernels::padded(setup.call.problem.value_dim)),
+          tiles(carver.take<RowTile<A>>(setup.cut.row_tiles())),
+          key(carver.take<A>(kKeyTile * key_width)),
+          value(carver.take<A>(kPanelTiles * kKeyTile * value_width)),
+          key_room(setup.kernels.key_room(setup.call.problem.head_dim)),
+          value_room(setup.kernels.value_room(setup.call.problem.value_dim)),
+          packed_key(carver.take<A>(kPanelTiles * key_room)),
+          packed_value(carver.take<A>(kPanelTiles * value_room)),
+          cleared(carver.take<A>(kKeyTile * value_width)),
+          row_context(carver.take<A>(kernels::kRowBlock * value_width)),
+          row_weights(carver.take<A>(kernels::kRowBlock * kKeyTile)),
+          weights(carver.take<A>(kQueryTile * kKeyTile)),
+          factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
+          scores{carver.take<A>(kQueryTile * kKeyTile),
+                 carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
+                 carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
+          query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
+          query_room(setup.kernels.query_room(setup.call.problem.head_dim)),
+          packed_query(carver.take<A>(setup.cut.row_tiles() * query_room)),
+          context(carver.take<A>(setup.cut.row_tiles() * kQueryTile * value_width)),
+          reference(carver.take<A>(setup.cut.row_tiles() * kQueryTile)),
+          sums(carver.take<A>(setup.cut.row_tiles() * kQueryTile * kernels::kLanes)) {}
+
+    std::int64_t key_width;
+    std::int64_t value_width;
+    RowTile<A>* tiles;
+    A* key;  // (columns, padded D)
+    // Of a panel's tiles of keys.
+    A* value;  // (columns, padded Dv)
+    std::int64_t key_room;
+    std::int64_t value_room;
+    A* packed_key;    // as the kernels want them
+    A* packed_value;  // or no room where that is `value`
+    // For one row that must not see some of the values: those it may, its context and its weights.
+    A* cleared;
+    A* row_context;
+    A* row_weights;
+    A* weights;  // (rows, kKeyTile), relative to the row's reference
+    A* factors;  // (rows, kKeyTile), dropout's
+    ScoreScratch<A> scores;
+    // Of all row tiles.
+    A* query;  // (rows, padded D)
+    std::int64_t query_room;
+    A* packed_query;
+    A* context;
+    A* reference;
+    A* sums;
+
+    [[nodiscard]] A* value_at(const KeyTile<A>& tile) const { return value + tile.place * kKeyTile * value_width; }
+    [[nodiscard]] A* packed_value_at(const KeyTile<A>& tile) const { return packed_value + tile.place * value_room; }
+};
+
+template <class A>
+void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
+               const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
+    tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, scratch.key, tile.columns,
+                                        problem.head_dim);
 }
 
-/// The tile's final scores; false when every one of them is masked.
+/// Keys and values, once for all rows that need them.
 template <class A>
-[[nodiscard]] bool score_tile(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    if (!prepare_mask(problem, tile, scratch.scores)) {
-        return false;
-    }
-    multiply_query_key(problem, tile, scratch);
-    finish_scores(problem, tile, scratch.scores);
-    return true;
+void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
+          const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    pack_keys(setup, sequence, kv_head, tile, scratch);
+    tile.finite_values =
+        load_values(setup.kernels, scratch.value_at(tile), problem, sequence, kv_head, tile.column, tile.columns);
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), scratch.value_at(tile), tile.columns,
+                                            problem.value_dim);
+    tile.packed = true;
 }
 
-/// Takes the tile's scores into the running softmax of its rows: scratch.weights, with dropout, and what sums over
-/// earlier keys shrink by.
+/// scratch.scores ← query · keyᵀ over the packed keys, all but softmax_scale in.
 template <class A>
-void weigh_tile(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch) {
-    for (std::int64_t r = 0; r < tile.rows; ++r) {
-        const A shrink =
-            take_scores(scratch.states[r], scratch.scores.scores + r * kKeyTile, scratch.weights + r * kKeyTile);
-        if (shrink != A(1)) {
-            A* context = scratch.context + r * problem.value_dim;
-            for (std::int64_t d = 0; d < problem.value_dim; ++d) {
-                context[d] *= shrink;
-            }
-        }
-    }
-    if (problem.dropout) {
-        dropout_factors(problem, tile, scratch.factors);
-        for (std::int64_t r = 0; r < tile.rows; ++r) {
-            for (std::int64_t c = 0; c < tile.columns; ++c) {
-                scratch.weights[r * kKeyTile + c] *= scratch.factors[r * kKeyTile + c];
-            }
-        }
+void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
+                        const ForwardScratch<A>& scratch) {
+    setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, setup.call.problem.head_dim);
+    if (setup.product_scale != A(1)) {
+        setup.kernels.scale(scratch.scores.scores, rows.rows, setup.product_scale);
     }
 }
 
-/// context += weights · value over the tile's keys, whose values are in scratch.
+/// context += weights · value, row by row, leaving out what is masked: 0 × NaN is NaN.
 template <class A>
-void add_values(const Problem& problem, const Tile& tile, const ForwardScratch<A>& scratch, bool finite) {
-    const std::int64_t width = problem.value_dim;
-    const Left<A> weights{scratch.weights, kKeyTile, 1};
-    if (tile.full || finite) {
-        multiply_add(scratch.context, weights, scratch.value, tile.rows, tile.columns, width);
+void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
+                         const ForwardScratch<A>& scratch) {
+    const std::int64_t width = scratch.value_width;
+    const std::int64_t value_dim = setup.call.problem.value_dim;
+    for (std::int64_t r = 0; r < rows.rows; ++r) {
+        clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
+                          scratch.scores.scores + r * kKeyTile, 1);
+        const A* values =
+            setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.cleared, keys.columns, value_dim);
+        std::copy_n(rows.context + r * width, width, scratch.row_context);
+        std::copy_n(scratch.weights + r * kKeyTile, kKeyTile, scratch.row_weights);
+        setup.kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
+        std::copy_n(scratch.row_context, width, rows.context + r * width);
+    }
+    // The room may hold what the last row was shown.
+    (void)setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.value_at(keys), keys.columns, value_dim);
+}
+
+/// Takes finished scores over packed keys into the rows' softmax and context (Dao 2023, algorithm 1, lines 9 and 10).
+/// unmasked: every row may attend to every packed key.
+template <class A>
+void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, bool unmasked,
+                 const ForwardScratch<A>& scratch) {
+    const std::int64_t value_dim = setup.call.problem.value_dim;
+    A* scores = scratch.scores.scores;
+    // Weights take the place of scores, unless those must still tell what is masked.
+    const bool multiply_all = keys.finite_values || unmasked;
+    A* weights = multiply_all ? scores : scratch.weights;
+    setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
+                         {rows.reference, rows.sums}, rows.context, value_dim, rows.rows);
+    if (multiply_all) {
+        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, value_dim);
     } else {
-        multiply_add_unmasked(scratch.context, weights, scratch.scores.scores, scratch.value, tile.rows, tile.columns,
-                              width);
+        add_unmasked_values(setup, rows, keys, scratch);
     }
 }
 
-/// Takes in the sinks, divides by the row sums and writes context and lse.
+/// A tile of rows that has seen nothing.
 template <class A>
-void write_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                std::int64_t rows, const ForwardScratch<A>& scratch) {
-    const Problem& problem = call.problem;
-    const std::int64_t width = problem.value_dim;
-    for (std::int64_t r = 0; r < rows; ++r) {
-        const std::int64_t query = sequence.query_start + row + r;
-        RowState<A>& state = scratch.states[r];
-        const A lse_of_keys = state.lse();
-        A shrink = A(1);
-        if (problem.sinks) {
-            shrink = take_sink(state, per_head_value<A>(*problem.sinks, 0, head));
-        }
-        const A sum = state.sum == A(0) ? A(1) : state.sum;
-        A* context = scratch.context + r * width;
-        for (std::int64_t d = 0; d < width; ++d) {
-            // + 0 turns −0, which a product that underflowed may leave, into the 0 of a sum that skipped it.
-            context[d] = context[d] * shrink / sum + A(0);
-        }
-        store(call.out.at(sequence.batch, head, query, 0), call.out.dtype, 1, context, width);
-        if (call.extras.lse) {
-            const A lse = call.extras.lse_counts_sinks ? state.lse() : lse_of_keys;
-            store(call.extras.lse->at(sequence.batch, head, query, 0), call.extras.lse->dtype, 1, &lse, 1);
-        }
-    }
+void clear_rows(const RowTile<A>& rows, const ForwardScratch<A>& scratch) {
+    std::fill_n(rows.context, rows.rows * scratch.value_width, A(0));
+    std::fill_n(rows.reference, rows.rows, kMinusInfinity<A>);
+    std::fill_n(rows.sums, rows.rows * kernels::kLanes, A(0));
 }
 
-/// Writes extras.weights and extras.scores for rows [row, row + rows), whose final states (sinks counted) are in
-/// scratch. The scores are computed again, so that nothing about the context depends on who asks.
+/// The state with the sink of its head, where there are sinks.
 template <class A>
-void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                 std::int64_t rows, const ForwardScratch<A>& scratch);
+[[nodiscard]] RowState<A> with_sinks(const ForwardSetup<A>& setup, std::int64_t head, const RowState<A>& state) {
+    const auto& sinks = setup.call.problem.sinks;
+    return sinks ? with_sink(state, per_head_value<A>(*sinks, 0, head)) : state;
+}
+
+/// Takes in the sinks, divides by the row sums and writes context and lse; and for those who ask, weights and scores.
+template <class A>
+void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                const ForwardScratch<A>& scratch);
 
 }  // namespace qkv::detail

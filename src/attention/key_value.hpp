@@ -7,13 +7,7 @@
 
 namespace qkv::detail {
 
-/// Tokens one after another: row r begins at data + r · stride elements.
-struct Rows {
-    const std::byte* data = nullptr;
-    DType dtype = DType::f32;
-    std::int64_t stride = 0;
-    std::int64_t rows = 0;
-};
+using kernels::Rows;
 
 /// Tokens of one key/value head in a block [heads][tokens][width] of the sequence's table, no further than it goes.
 /// A token that a ring has let go of reads as whatever took its place: memory that a mask leaves out.

@@ -6,9 +6,9 @@
 #include <limits>
 
 #include "attention/cache_batch.hpp"
-#include "attention/convert.hpp"
 #include "attention/rope_rows.hpp"
 #include "attention/validate_views.hpp"
+#include "core/convert.hpp"
 #include "core/float_environment.hpp"
 
 namespace qkv {

@@ -73,20 +73,21 @@ RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64
     return {begin, end};
 }
 
-KeyRange needed_keys(const Sequence& sequence) {
-    if (sequence.queries == 0) {
+KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t rows) {
+    if (rows == 0) {
         return {};
     }
-    return {row_columns(sequence, 0).begin, row_columns(sequence, sequence.queries - 1).end, false};
+    // A last row that begins past the last key ends where it begins.
+    return {row_columns(sequence, row).begin, std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end),
+            false};
 }
 
 KeyRanges::KeyRanges(const Problem& problem, const Sequence& sequence, std::int64_t head, std::int64_t row,
                      std::int64_t rows)
     : problem_(problem), sequence_(sequence), head_(head), row_(row), rows_(rows) {
-    if (rows > 0) {
-        column_ = row_columns(sequence, row).begin / kKeyTile * kKeyTile;
-        end_ = std::min(sequence.end_key, row_columns(sequence, row + rows - 1).end);
-    }
+    const KeyRange needed = needed_keys(sequence, row, rows);
+    column_ = needed.begin / kKeyTile * kKeyTile;
+    end_ = needed.end;
 }
 
 Coverage KeyRanges::coverage_at(std::int64_t column) const {

@@ -18,6 +18,9 @@ struct KeyRange {
     bool full = false;  // every row of the tile may attend to every column
 };
 
+/// The keys from the first to the last that any of rows [row, row + rows) may attend to, by the closed-form masks.
+[[nodiscard]] KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t rows);
+
 /// Lists the ranges for rows [row, row + rows) of a head, in ascending order; what lies between them is skipped.
 ///
 ///     rows of a causal tile             ranges
@@ -43,9 +46,6 @@ private:
     std::int64_t column_ = 0;  // next tile to look at
     std::int64_t end_ = 0;
 };
-
-/// The keys from the first to the last that any row of the sequence may attend to, by the closed-form masks.
-[[nodiscard]] KeyRange needed_keys(const Sequence& sequence);
 
 /// Visits the tiles of one row block that have anything to attend to, in order of keys.
 template <class Visit>

@@ -17,9 +17,8 @@ std::int64_t first_packed_tile(std::span<const std::int64_t> starts, std::int64_
 
 }  // namespace
 
-std::int64_t tile_count(const Problem& problem, Side side) {
+std::int64_t tile_count(const Problem& problem, Side side, std::int64_t tile) {
     const bool queries = side == Side::queries;
-    const std::int64_t tile = queries ? kQueryTile : kKeyTile;
     if (problem.packed()) {
         return first_packed_tile(queries ? *problem.mask.packed_queries : *problem.mask.packed_keys, problem.sequences,
                                  tile);
@@ -28,9 +27,8 @@ std::int64_t tile_count(const Problem& problem, Side side) {
                             "attention: tiles of the batch");
 }
 
-TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number) {
+TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number, std::int64_t tile) {
     const bool queries = side == Side::queries;
-    const std::int64_t tile = queries ? kQueryTile : kKeyTile;
     std::int64_t index = 0;
     std::int64_t first = 0;
     if (problem.packed()) {

@@ -22,8 +22,11 @@ struct TokenTile {
 enum class Side : std::uint8_t { queries, keys };
 
 /// How many numbers locate_tile understands: at least the tiles of all sequences, and few more.
-[[nodiscard]] std::int64_t tile_count(const Problem& problem, Side side);
-[[nodiscard]] TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number);
+/// `tile` is their size, a multiple of kQueryTile or kKeyTile.
+[[nodiscard]] std::int64_t tile_count(const Problem& problem, Side side, std::int64_t tile = kQueryTile);
+[[nodiscard]] TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number,
+                                    std::int64_t tile = kQueryTile);
+static_assert(kQueryTile == kKeyTile, "one default for both sides");
 
 /// Memory: `shared` for the call, then `per_task` for each task.
 struct Plan {
@@ -54,16 +57,17 @@ private:
     std::byte* block_ = nullptr;
 };
 
-/// Runs work(scratch, item) for every item of [0, items). `Scratch(problem, carver)` is made once per task in its part
+/// Runs work(scratch, item) for every item of [0, items). `Scratch(setup, carver)` is made once per task in its part
 /// of the workspace. Everything runs under the default floating-point modes.
-template <class Scratch, class Work>
-void run_items(const Problem& problem, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
+template <class Scratch, class Setup, class Work>
+void run_items(const Setup& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
                std::int64_t items, const Work& work) {
     std::atomic<std::int64_t> next{0};
     const auto body = [&](std::int64_t task) {
         const FloatEnvironment modes;
+        const kernels::Entered entered(setup.kernels);
         Carver carver = workspace.task(task);
-        Scratch scratch(problem, carver);
+        Scratch scratch(setup, carver);
         for (std::int64_t item = next++; item < items; item = next++) {
             work(scratch, item);
         }

@@ -6,14 +6,13 @@
 #include <optional>
 #include <span>
 
+#include "kernels/kernels.hpp"
 #include "qkv/attention.hpp"
 
 namespace qkv::detail {
 
-/// Rows and columns of a tile of scores. Fixed numbers: a row's sums run over key tiles cut at multiples of kKeyTile,
-/// so their order depends on nothing but the row's own keys.
-inline constexpr std::int64_t kQueryTile = 64;
-inline constexpr std::int64_t kKeyTile = 64;
+using kernels::kKeyTile;
+using kernels::kQueryTile;
 
 [[nodiscard]] constexpr std::int64_t tiles_of(std::int64_t tokens, std::int64_t tile) noexcept {
     return (tokens + tile - 1) / tile;

@@ -1,4 +1,5 @@
-// Weights and scores for those who ask: a second walk over the row's keys.
+// What a finished tile of rows gives: context and lse; and weights and scores for those who ask, by a second walk over
+// the row's keys.
 #include "attention/forward_tile.hpp"
 
 namespace qkv::detail {
@@ -32,14 +33,23 @@ struct Recorder {
     }
 };
 
-}  // namespace
-
+/// The scores are computed again, so that nothing about the context depends on who asks.
 template <class A>
-void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t head, std::int64_t row,
-                 std::int64_t rows, const ForwardScratch<A>& scratch) {
-    const Problem& problem = call.problem;
-    const AttentionExtras& extras = call.extras;
-    const Recorder<A> recorder{sequence, head, row, rows};
+void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                 const ForwardScratch<A>& scratch) {
+    const Problem& problem = setup.call.problem;
+    const AttentionExtras& extras = setup.call.extras;
+    const Kernels<A>& kernels = setup.kernels;
+    const Recorder<A> recorder{sequence, rows.head, rows.row, rows.rows};
+    const std::int64_t kv_head = rows.head / problem.group;
+    const auto score = [&](std::int64_t column, std::int64_t columns) {
+        KeyTile<A> keys{column, columns};
+        pack_keys(setup, sequence, kv_head, keys, scratch);
+        multiply_query_key(setup, rows, keys, scratch);
+        if (setup.softmax_scale != A(1)) {
+            kernels.scale(scratch.scores.scores, rows.rows, setup.softmax_scale);
+        }
+    };
     const bool masked_scores = extras.scores && extras.scores_at == ScorePoint::masked;
     const bool weights_as_scores = extras.scores && extras.scores_at == ScorePoint::weights;
 
@@ -50,21 +60,26 @@ void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t
         recorder.fill(*extras.scores, masked_scores ? kMinusInfinity<A> : A(0));
     }
     if (extras.weights || masked_scores || weights_as_scores) {
-        for_each_tile(problem, sequence, head, row, rows, [&](const Tile& tile) {
-            if (!score_tile(problem, tile, scratch)) {
+        RowState<A> states[kQueryTile];
+        A references[kQueryTile];
+        for (std::int64_t r = 0; r < rows.rows; ++r) {
+            states[r] = with_sinks(setup, rows.head, rows.state(r));
+            references[r] = states[r].reference;
+        }
+        for_each_tile(problem, sequence, rows.head, rows.row, rows.rows, [&](const Tile& tile) {
+            if (!prepare_mask(problem, tile, scratch.scores)) {
                 return;
             }
-            const A* scores = scratch.scores.scores;
+            score(tile.column, tile.columns);
+            finish_scores(problem, kernels, tile, scratch.scores);
             if (masked_scores) {
-                recorder.put_tile(*extras.scores, tile, scores);
+                recorder.put_tile(*extras.scores, tile, scratch.scores.scores);
             }
+            kernels.weigh(scratch.weights, scratch.scores.scores, references, rows.rows);
             for (std::int64_t r = 0; r < tile.rows; ++r) {
-                const RowState<A>& state = scratch.states[r];
-                const A base = subtrahend(state.max);
-                const A sum = state.sum == A(0) ? A(1) : state.sum;
+                const A sum = states[r].sum == A(0) ? A(1) : states[r].sum;
                 for (std::int64_t c = 0; c < kKeyTile; ++c) {
-                    const std::int64_t at = r * kKeyTile + c;
-                    scratch.weights[at] = exp_fast(scores[at] - base) / sum;
+                    scratch.weights[r * kKeyTile + c] /= sum;
                 }
             }
             if (extras.weights) {
@@ -77,20 +92,44 @@ void record_rows(const ForwardCall& call, const Sequence& sequence, std::int64_t
     }
     if (extras.scores && (extras.scores_at == ScorePoint::scaled || extras.scores_at == ScorePoint::capped)) {
         for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
-            const Tile tile{&sequence, head, row, rows, column, std::min(kKeyTile, sequence.keys - column), true};
-            multiply_query_key(problem, tile, scratch);
-            scale_scores(problem, scratch.scores.scores, rows);
+            const std::int64_t columns = std::min(kKeyTile, sequence.keys - column);
+            score(column, columns);
             if (extras.scores_at == ScorePoint::capped) {
-                cap_scores(problem, scratch.scores.scores, rows);
+                cap_scores(problem, kernels, scratch.scores.scores, rows.rows);
             }
-            recorder.put_tile(*extras.scores, tile, scratch.scores.scores);
+            recorder.put_tile(*extras.scores, {&sequence, rows.head, rows.row, rows.rows, column, columns, true},
+                              scratch.scores.scores);
         }
     }
 }
 
-template void record_rows<float>(const ForwardCall&, const Sequence&, std::int64_t, std::int64_t, std::int64_t,
-                                 const ForwardScratch<float>&);
-template void record_rows<double>(const ForwardCall&, const Sequence&, std::int64_t, std::int64_t, std::int64_t,
-                                  const ForwardScratch<double>&);
+}  // namespace
+
+template <class A>
+void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                const ForwardScratch<A>& scratch) {
+    const ForwardCall& call = setup.call;
+    for (std::int64_t r = 0; r < rows.rows; ++r) {
+        const std::int64_t query = sequence.query_start + rows.row + r;
+        const RowState<A> keys = rows.state(r);
+        const RowState<A> all = with_sinks(setup, rows.head, keys);
+        const A shrink = all.reference == keys.reference ? A(1) : exp_fast(keys.reference - all.reference);
+        setup.kernels.store(call.out.at(sequence.batch, rows.head, query, 0), call.out.dtype,
+                            rows.context + r * scratch.value_width, call.problem.value_dim,
+                            all.sum == A(0) ? A(1) : shrink / all.sum);
+        if (call.extras.lse) {
+            const A lse = call.extras.lse_counts_sinks ? all.lse() : keys.lse();
+            store(call.extras.lse->at(sequence.batch, rows.head, query, 0), call.extras.lse->dtype, 1, &lse, 1);
+        }
+    }
+    if (call.extras.weights || call.extras.scores) {
+        record_rows(setup, sequence, rows, scratch);
+    }
+}
+
+template void write_rows<float>(const ForwardSetup<float>&, const Sequence&, const RowTile<float>&,
+                                const ForwardScratch<float>&);
+template void write_rows<double>(const ForwardSetup<double>&, const Sequence&, const RowTile<double>&,
+                                 const ForwardScratch<double>&);
 
 }  // namespace qkv::detail

@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "attention/convert.hpp"
 #include "attention/rope_frequencies.hpp"
 #include "attention/rope_rows.hpp"
 #include "attention/validate_views.hpp"
+#include "core/convert.hpp"
 #include "core/float_environment.hpp"
 
 namespace qkv {

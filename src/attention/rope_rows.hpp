@@ -7,7 +7,7 @@
 #include <functional>
 #include <vector>
 
-#include "attention/convert.hpp"
+#include "core/convert.hpp"
 #include "qkv/rope.hpp"
 
 namespace qkv::detail {

@@ -51,20 +51,9 @@ template <class A>
 }
 
 template <class A>
-void scale_scores(const Problem& problem, A* scores, std::int64_t rows) {
-    const auto scale = static_cast<A>(problem.scale);
-    for (std::int64_t i = 0; i < rows * kKeyTile; ++i) {
-        scores[i] *= scale;
-    }
-}
-
-template <class A>
-void cap_scores(const Problem& problem, A* scores, std::int64_t rows) {
+void cap_scores(const Problem& problem, const Kernels<A>& kernels, A* scores, std::int64_t rows) {
     if (problem.softcap > 0.0) {
-        const auto cap = static_cast<A>(problem.softcap);
-        for (std::int64_t i = 0; i < rows * kKeyTile; ++i) {
-            scores[i] = cap * tanh_fast(scores[i] / cap);
-        }
+        kernels.cap(scores, rows, static_cast<A>(problem.softcap));
     }
 }
 
@@ -83,11 +72,9 @@ template <class A>
             offsets.key + tile.column};
 }
 
-/// |query − key| along ALiBi's diagonal.
-template <class A>
-[[nodiscard]] A alibi_distance(const Tile& tile, std::int64_t r, std::int64_t c) {
-    const std::int64_t distance = tile.row + r + tile.sequence->alibi_shift - (tile.column + c);
-    return static_cast<A>(distance < 0 ? -distance : distance);
+/// query − key along ALiBi's diagonal, for the tile's first entry.
+[[nodiscard]] inline std::int64_t alibi_offset(const Tile& tile) {
+    return tile.row + tile.sequence->alibi_shift - tile.column;
 }
 
 template <class A>
@@ -97,32 +84,23 @@ template <class A>
     return value;
 }
 
-/// scratch.scores (rows, kKeyTile): products q · k on entry, scores on return, −∞ where masked and past the tile's
-/// columns. From here on "masked" is read off the score: −∞.
+/// scratch.scores (rows, kKeyTile): scaled products q · k on entry, scores on return, −∞ where masked and past the
+/// tile's columns. From here on "masked" is read off the score: −∞.
 template <class A>
-void finish_scores(const Problem& problem, const Tile& tile, const ScoreScratch<A>& scratch,
+void finish_scores(const Problem& problem, const Kernels<A>& kernels, const Tile& tile, const ScoreScratch<A>& scratch,
                    const ScoreTrail<A>& trail = {}) {
     A* scores = scratch.scores;
     const std::int64_t count = tile.rows * kKeyTile;
-    scale_scores(problem, scores, tile.rows);
-    cap_scores(problem, scores, tile.rows);
+    cap_scores(problem, kernels, scores, tile.rows);
     if (trail.capped != nullptr) {
         std::copy(scores, scores + count, trail.capped);
     }
     if (problem.mask.bias_view) {
-        for (std::int64_t r = 0; r < tile.rows; ++r) {
-            for (std::int64_t c = 0; c < tile.columns; ++c) {
-                scores[r * kKeyTile + c] += scratch.bias[r * kKeyTile + c];
-            }
-        }
+        kernels.add(scores, scratch.bias, tile.rows);
     }
     if (problem.mask.alibi_slopes) {
         const A slope = per_head_value<A>(*problem.mask.alibi_slopes, tile.sequence->batch, tile.head);
-        for (std::int64_t r = 0; r < tile.rows; ++r) {
-            for (std::int64_t c = 0; c < tile.columns; ++c) {
-                scores[r * kKeyTile + c] -= slope * alibi_distance<A>(tile, r, c);
-            }
-        }
+        kernels.slope(scores, tile.rows, slope, static_cast<A>(alibi_offset(tile)));
     }
     if (problem.score_function.apply != nullptr) {
         if (trail.before_function != nullptr) {
@@ -130,17 +108,8 @@ void finish_scores(const Problem& problem, const Tile& tile, const ScoreScratch<
         }
         problem.score_function.apply(problem.score_function.user, public_tile(problem, tile, scores));
     }
-    for (std::int64_t r = 0; r < tile.rows; ++r) {
-        A* row = scores + r * kKeyTile;
-        if (!tile.full) {
-            const std::uint8_t* allowed = scratch.allowed + r * kKeyTile;
-            for (std::int64_t c = 0; c < kKeyTile; ++c) {
-                row[c] = allowed[c] != 0 ? row[c] : kMinusInfinity<A>;
-            }
-        }
-        for (std::int64_t c = tile.columns; c < kKeyTile; ++c) {
-            row[c] = kMinusInfinity<A>;
-        }
+    if (!tile.full || tile.columns < kKeyTile) {
+        kernels.mask(scores, tile.full ? nullptr : scratch.allowed, tile.rows, tile.columns);
     }
 }
 

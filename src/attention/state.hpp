@@ -9,63 +9,43 @@
 
 namespace qkv::detail {
 
-/// Softmax over the keys seen so far: weights exp(score − max) and their sum (Milakov & Gimelshein 2018). A row that
-/// has seen none has max −∞ and sum 0.
+/// Softmax over the keys seen so far: Σ exp(score − reference). A row that has seen none has reference −∞ and sum 0.
 template <class A>
 struct RowState {
-    A max = kMinusInfinity<A>;
+    A reference = kMinusInfinity<A>;
     A sum = A(0);
 
     /// log Σ exp(score)
-    [[nodiscard]] A lse() const { return sum == A(0) ? kMinusInfinity<A> : max + std::log(sum); }
+    [[nodiscard]] A lse() const { return sum == A(0) ? kMinusInfinity<A> : reference + std::log(sum); }
 };
 
 /// What to subtract from scores: a row of nothing but −∞ must not become −∞ − −∞.
 template <class A>
-[[nodiscard]] A subtrahend(A max) {
-    return max == kMinusInfinity<A> ? A(0) : max;
+[[nodiscard]] A subtrahend(A reference) {
+    return reference == kMinusInfinity<A> ? A(0) : reference;
 }
 
-/// The largest of kKeyTile values, NaN left aside; −∞ when there is none.
+/// The interleaved sums of a row as one: a tree.
 template <class A>
-[[nodiscard]] A largest(const A* values) {
-    A lane[8];
-    std::fill_n(lane, 8, kMinusInfinity<A>);
-    for (std::int64_t c = 0; c < kKeyTile; c += 8) {
-        for (std::int64_t l = 0; l < 8; ++l) {
-            lane[l] = values[c + l] > lane[l] ? values[c + l] : lane[l];
+[[nodiscard]] A total(const A* sums) {
+    A lanes[kernels::kLanes];
+    std::copy_n(sums, kernels::kLanes, lanes);
+    for (std::int64_t half = kernels::kLanes / 2; half > 0; half /= 2) {
+        for (std::int64_t l = 0; l < half; ++l) {
+            lanes[l] += lanes[l + half];
         }
     }
-    return *std::max_element(lane, lane + 8);
+    return lanes[0];
 }
 
-/// Takes kKeyTile more scores into `state`: weights ← exp(score − new max). Returns what sums over the old maximum must
-/// be multiplied by. A NaN score makes the sum NaN.
+/// The sink takes part in the softmax as one more score without a value: the state with it.
 template <class A>
-[[nodiscard]] A take_scores(RowState<A>& state, const A* scores, A* weights) {
-    const A tile_max = largest(scores);
-    const A max = tile_max > state.max ? tile_max : state.max;
-    const A base = subtrahend(max);
-    for (std::int64_t c = 0; c < kKeyTile; ++c) {
-        weights[c] = exp_fast(scores[c] - base);
-    }
-    const A shrink = max == state.max ? A(1) : exp_fast(state.max - base);
-    state.sum = state.sum * shrink + tile_sum(weights);
-    state.max = max;
-    return shrink;
-}
-
-/// The sink takes part in the softmax as one more score without a value. Returns what the context shrinks by.
-template <class A>
-[[nodiscard]] A take_sink(RowState<A>& state, A sink) {
+[[nodiscard]] RowState<A> with_sink(const RowState<A>& state, A sink) {
     if (sink == kMinusInfinity<A>) {
-        return A(1);
+        return state;
     }
-    const A max = sink > state.max ? sink : state.max;
-    const A shrink = exp_fast(state.max - max);
-    state.sum = state.sum * shrink + exp_fast(sink - max);
-    state.max = max;
-    return shrink;
+    const A reference = sink > state.reference ? sink : state.reference;
+    return {reference, state.sum * exp_fast(state.reference - reference) + exp_fast(sink - reference)};
 }
 
 /// What two contexts, not yet divided by their sums, are multiplied by when they become one.
@@ -81,12 +61,11 @@ template <class A>
     if (part.sum == A(0)) {
         return {A(1), A(0)};
     }
-    const A max = part.max > state.max ? part.max : state.max;
-    const A base = subtrahend(max);
-    const Shares<A> shares{max == state.max ? A(1) : exp_fast(state.max - base),
-                           max == part.max ? A(1) : exp_fast(part.max - base)};
-    state.sum = state.sum * shares.mine + part.sum * shares.other;
-    state.max = max;
+    const A reference = part.reference > state.reference ? part.reference : state.reference;
+    const A base = subtrahend(reference);
+    const Shares<A> shares{reference == state.reference ? A(1) : exp_fast(state.reference - base),
+                           reference == part.reference ? A(1) : exp_fast(part.reference - base)};
+    state = {reference, state.sum * shares.mine + part.sum * shares.other};
     return shares;
 }
 

@@ -130,7 +130,7 @@ void check_ring(const Problem& problem) {
     for (std::int64_t index = 0; index < problem.sequences; ++index) {
         const Sequence sequence = sequence_of(problem, index);
         const std::int64_t first = problem.cache->find(problem.cache_sequences[static_cast<std::size_t>(index)])->first;
-        const KeyRange needed = needed_keys(sequence);
+        const KeyRange needed = needed_keys(sequence, 0, sequence.queries);
         if (needed.begin < first && needed.begin < needed.end) {
             fail(ErrorCode::out_of_range, "q: its ", sequence.queries, " queries of sequence ", index,
                  " see positions from ", needed.begin, " on, and the ring holds them from ", first,

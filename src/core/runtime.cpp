@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/instruction_set.hpp"
 #include "core/thread_pool.hpp"
 
 namespace qkv {
@@ -22,12 +23,21 @@ std::int64_t checked_threads(std::int64_t threads) {
     return threads == 0 ? std::max<std::int64_t>(1, std::thread::hardware_concurrency()) : threads;
 }
 
+InstructionSet checked_set(std::optional<InstructionSet> set) {
+    if (!set) {
+        return default_instruction_set();
+    }
+    require_available(*set, "Runtime: set");
+    return *set;
+}
+
 }  // namespace
 
-Runtime::Runtime(std::int64_t threads) : threads_(checked_threads(threads)) {}
+Runtime::Runtime(std::int64_t threads, std::optional<InstructionSet> set)
+    : threads_(checked_threads(threads)), set_(checked_set(set)) {}
 
-Runtime::Runtime(std::int64_t tasks, ParallelFor parallel_for)
-    : threads_(checked_threads(tasks)), caller_(std::move(parallel_for)) {
+Runtime::Runtime(std::int64_t tasks, ParallelFor parallel_for, std::optional<InstructionSet> set)
+    : threads_(checked_threads(tasks)), set_(checked_set(set)), caller_(std::move(parallel_for)) {
     if (!caller_) {
         fail(ErrorCode::invalid_argument, "Runtime: parallel_for is empty; expected a function");
     }

@@ -1,0 +1,266 @@
+// bf16 forward on AMX's tile registers; everything around its two products on AVX-512.
+//
+// A tile register holds 16 rows of 64 bytes. TDPBF16PS multiplies 16 × 32 numbers by 32 × 16, the second given as 16
+// rows of pairs (Intel SDM, volume 1, chapter 18):
+//
+//     c[m][n] += Σ p  a[m][2p] · b[p][2n] + a[m][2p + 1] · b[p][2n + 1]
+//
+//     queries  (rows, D)      16-bit rows: as they are, D padded to 32
+//     keys     (D / 2, 64)    pairs along D, transposed
+//     values   (32, Dv)       pairs of keys; b[p][2n] from key 2p, b[p][2n + 1] from key 2p + 1
+//
+// Blocks of 2 × 2 accumulators: four products for two and two loads.
+#include <hwy/detect_targets.h>
+
+#include "kernels/tables.hpp"
+#undef HWY_TARGET
+#define HWY_TARGET HWY_AVX3
+#include "kernels/table-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+namespace {
+
+constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kTileBytes = 64;
+constexpr std::int64_t kPairs = 16;               // of 16-bit numbers in a row of a tile
+constexpr std::int64_t kStep = 2 * kPairs;        // numbers along the inner dimension
+constexpr std::int64_t kRowBytes = kKeyTile * 4;  // from one row of scores to the next
+
+[[nodiscard]] constexpr std::int64_t steps_of(std::int64_t inner) { return (inner + kStep - 1) / kStep; }
+
+/// Palette 1: eight tiles of 16 rows and 64 bytes.
+struct alignas(64) TileConfig {
+    std::uint8_t palette = 1;
+    std::uint8_t start_row = 0;
+    std::uint8_t reserved[14] = {};
+    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kConfig;
+
+void Enter() { __asm__ volatile("ldtilecfg %0" ::"m"(kConfig)); }
+void Leave() { __asm__ volatile("tilerelease" ::); }
+
+// The instructions by name: compilers' own intrinsics do not say which memory they read.
+template <int kTile>
+HWY_INLINE void LoadTile(const void* from, std::int64_t stride) {
+    __asm__ volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(kTile), "r"(from), "r"(stride) : "memory");
+}
+template <int kTile>
+HWY_INLINE void StoreTile(void* to, std::int64_t stride) {
+    __asm__ volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(kTile), "r"(to), "r"(stride) : "memory");
+}
+template <int kTile>
+HWY_INLINE void ZeroTile() {
+    __asm__ volatile("tilezero %%tmm%c0" ::"i"(kTile));
+}
+template <int kC, int kA, int kB>
+HWY_INLINE void MultiplyTiles() {
+    __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kC), "i"(kA), "i"(kB));
+}
+
+/// Where a matrix of tiles lies, in bytes: the next block of 16 rows, the next step along the inner dimension (or the
+/// next block of columns), and the next row within a tile.
+struct Tiles {
+    const std::byte* data;
+    std::int64_t next_block;
+    std::int64_t next_step;
+    std::int64_t next_row;
+};
+
+/// c (16 kRows, 16 kColumns) ← or += a · b over `steps`. Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
+template <bool kAdd, int kRows, int kColumns>
+void MultiplyTileBlock(float* c, std::int64_t c_stride, const Tiles& a, const Tiles& b, std::int64_t steps) {
+    const std::int64_t row = c_stride * 4;
+    float* below = c + kTileRows * c_stride;
+    const auto start = [&]<int kTile>(const float* from)
+                           HWY_ATTR { kAdd ? LoadTile<kTile>(from, row) : ZeroTile<kTile>(); };
+    start.template operator()<0>(c);
+    if constexpr (kColumns > 1) {
+        start.template operator()<1>(c + 16);
+    }
+    if constexpr (kRows > 1) {
+        start.template operator()<2>(below);
+    }
+    if constexpr (kRows > 1 && kColumns > 1) {
+        start.template operator()<3>(below + 16);
+    }
+    for (std::int64_t step = 0; step < steps; ++step) {
+        const std::byte* a_at = a.data + step * a.next_step;
+        const std::byte* b_at = b.data + step * b.next_step;
+        LoadTile<4>(a_at, a.next_row);
+        LoadTile<6>(b_at, b.next_row);
+        MultiplyTiles<0, 4, 6>();
+        if constexpr (kColumns > 1) {
+            LoadTile<7>(b_at + b.next_block, b.next_row);
+            MultiplyTiles<1, 4, 7>();
+        }
+        if constexpr (kRows > 1) {
+            LoadTile<5>(a_at + a.next_block, a.next_row);
+            MultiplyTiles<2, 5, 6>();
+        }
+        if constexpr (kRows > 1 && kColumns > 1) {
+            MultiplyTiles<3, 5, 7>();
+        }
+    }
+    StoreTile<0>(c, row);
+    if constexpr (kColumns > 1) {
+        StoreTile<1>(c + 16, row);
+    }
+    if constexpr (kRows > 1) {
+        StoreTile<2>(below, row);
+    }
+    if constexpr (kRows > 1 && kColumns > 1) {
+        StoreTile<3>(below + 16, row);
+    }
+}
+
+/// c (rows, width) in blocks of up to 2 × 2 tiles; rows and width are multiples of 16.
+template <bool kAdd>
+void MultiplyTileRows(float* c, std::int64_t c_stride, Tiles a, const Tiles& b, std::int64_t rows, std::int64_t steps,
+                      std::int64_t width) {
+    const auto across = [&]<int kRows>() HWY_ATTR {
+        Tiles columns = b;
+        std::int64_t n = 0;
+        for (; n + 32 <= width; n += 32, columns.data += 2 * b.next_block) {
+            MultiplyTileBlock<kAdd, kRows, 2>(c + n, c_stride, a, columns, steps);
+        }
+        if (n < width) {
+            MultiplyTileBlock<kAdd, kRows, 1>(c + n, c_stride, a, columns, steps);
+        }
+    };
+    for (; rows >= 32; rows -= 32, c += 32 * c_stride, a.data += 2 * a.next_block) {
+        across.template operator()<2>();
+    }
+    if (rows > 0) {
+        across.template operator()<1>();
+    }
+}
+
+std::int64_t PairedRoom(std::int64_t width) { return kKeyTile * steps_of(width) * kPairs; }
+std::int64_t ValueRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
+
+/// The upper halves of 16 floats that a bf16 was read into: pairs of them, as 32-bit numbers.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<Tag<float>>> Bits(const float* from) {
+    const hn::RebindToUnsigned<Tag<float>> du;
+    return hn::BitCast(du, hn::Load(Tag<float>(), from));
+}
+
+/// room (kQueryTile, 32 steps) ← rows as 16-bit numbers, 0 past width and count.
+void PackRows(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    const hn::RebindToUnsigned<Tag<float>> du;
+    const hn::Rebind<std::uint16_t, Tag<float>> d16;
+    const std::int64_t step = steps_of(width) * kStep;
+    auto* to = reinterpret_cast<std::uint16_t*>(room);
+    for (std::int64_t r = 0; r < kQueryTile; ++r) {
+        for (std::int64_t i = 0; i < step; i += 16) {
+            const bool there = r < count && i < padded(width);
+            const auto bits = there ? Bits(rows + r * padded(width) + i) : hn::Zero(du);
+            hn::Store(hn::DemoteTo(d16, hn::BitCast(hn::RebindToSigned<Tag<float>>(), hn::ShiftRight<16>(bits))), d16,
+                      to + r * step + i);
+        }
+    }
+}
+
+const float* PackQueries(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    PackRows(room, rows, count, width);
+    return room;
+}
+
+/// Pairs along D behave like floats that are transposed.
+const float* PackPairs(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    float* pairs = room + PairedRoom(width);
+    PackRows(pairs, rows, count, width);
+    const std::int64_t across = steps_of(width) * kPairs;
+    Transpose(room, pairs, across, kKeyTile, across);
+    return room;
+}
+
+const float* PackValues(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    const Tag<float> d;
+    const hn::RebindToUnsigned<Tag<float>> du;
+    const std::int64_t across = padded(width);
+    for (std::int64_t r = 0; r < kKeyTile; r += 2) {
+        for (std::int64_t i = 0; i < across; i += 16) {
+            const auto first = r < count ? Bits(rows + r * across + i) : hn::Zero(du);
+            const auto second = r + 1 < count ? Bits(rows + (r + 1) * across + i) : hn::Zero(du);
+            const auto pair = hn::Or(hn::ShiftRight<16>(first), second);
+            hn::Store(hn::BitCast(d, pair), d, room + r / 2 * across + i);
+        }
+    }
+    return room;
+}
+
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t width) {
+    const std::int64_t steps = steps_of(width);
+    const std::int64_t query_bytes = steps * kTileBytes;
+    const Tiles a{reinterpret_cast<const std::byte*>(queries), kTileRows * query_bytes, kTileBytes, query_bytes};
+    const Tiles b{reinterpret_cast<const std::byte*>(keys), kTileBytes, kPairs * kRowBytes, kRowBytes};
+    // Past the rows there is room for whole tiles, and nobody looks there.
+    MultiplyTileRows<false>(scores, kKeyTile, a, b, (rows + kTileRows - 1) / kTileRows * kTileRows, steps, kKeyTile);
+}
+
+void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
+                     std::int64_t width) {
+    const std::int64_t across = padded(width);
+    const std::int64_t steps = steps_of(columns);
+    const Tiles a{reinterpret_cast<const std::byte*>(weights), kTileRows * kRowBytes, kTileBytes, kRowBytes};
+    const Tiles b{reinterpret_cast<const std::byte*>(values), kTileBytes, kPairs * across * 4, across * 4};
+    MultiplyTileRows<true>(context, across, a, b, (rows + kTileRows - 1) / kTileRows * kTileRows, steps, across);
+}
+
+/// exp for weights that are rounded to 16 bits: relative error at most 2⁻¹⁶ for x >= −87.33 and exactly 0 below, 1 at
+/// 0. 2ᶻ with z = x / ln 2: the fraction of z through 1 + f q(f), q of degree 3 with the least largest relative error
+/// (2⁻¹⁸·⁴) on [0, 1).
+struct CoarseWeights {
+    static HWY_INLINE Vec<float> ExpOfAny(Vec<float> x) {
+        const Tag<float> d;
+        const auto z = hn::Mul(x, hn::Set(d, 1.44269504F));
+        const Vec<float> f{_mm512_reduce_ps(z.raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+        auto q = hn::MulAdd(hn::Set(d, 0.013426685705780983F), f, hn::Set(d, 0.052242472767829895F));
+        q = hn::MulAdd(q, f, hn::Set(d, 0.2412802129983902F));
+        q = hn::MulAdd(q, f, hn::Set(d, 0.6930448412895203F));
+        const auto p = hn::MulAdd(q, f, hn::Set(d, 1.0F));
+        const Vec<float> result{_mm512_scalef_ps(p.raw, z.raw)};  // takes z's whole part
+        return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.33F)), result);
+    }
+    static HWY_INLINE Vec<float> Exp(Vec<float> x) { return ExpOfAny(x); }
+    /// Rounded to bf16, packed at the row's beginning.
+    static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
+        __m256i rounded;
+        __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(weights.raw));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), rounded);
+    }
+};
+
+constexpr Kernels<float> MakeBf16Table() {
+    Kernels<float> table = MakeTable<float>();
+    table.enter = Enter;
+    table.leave = Leave;
+    table.scales_queries = false;
+    table.query_room = PairedRoom;
+    table.key_room = [](std::int64_t width) { return 2 * PairedRoom(width); };
+    table.value_room = ValueRoom;
+    table.pack_queries = PackQueries;
+    table.pack_keys = PackPairs;
+    table.pack_values = PackValues;
+    table.multiply_keys = MultiplyPairs;
+    table.add_values = AddPairedValues;
+    table.soften = Soften<float, CoarseWeights>;
+    table.weigh = Weigh<float, CoarseWeights>;
+    table.score_gradients = ScoreGradients<float, CoarseWeights>;
+    return table;
+}
+
+}  // namespace
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+namespace qkv::kernels {
+
+constinit const Kernels<float> amx_bf16_table = HWY_NAMESPACE::MakeBf16Table();
+
+}  // namespace qkv::kernels

@@ -1,0 +1,150 @@
+// Verbs on blocks of numbers, one table of them per instruction set. They know nothing of tensors, threads or options.
+//
+// A is the type of computation: float, or double for checks. Blocks are row-major; a row's bits never depend on the
+// rows around it, and every sum runs in one written order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "qkv/instruction_set.hpp"
+#include "qkv/types.hpp"
+
+namespace qkv::kernels {
+
+/// Rows and columns of a tile of scores. Fixed numbers: a row's sums run over key tiles cut at multiples of kKeyTile.
+inline constexpr std::int64_t kQueryTile = 64;
+inline constexpr std::int64_t kKeyTile = 64;
+
+inline constexpr std::int64_t kRowBlock = 16;
+
+/// Widths of blocks in memory are multiples of this: the longest vector, in floats. What lies past a row's own width is
+/// zero on entry and stays so.
+inline constexpr std::int64_t kLanes = 16;
+
+[[nodiscard]] constexpr std::int64_t padded(std::int64_t width) noexcept {
+    return (width + kLanes - 1) / kLanes * kLanes;
+}
+
+/// Rows of stored numbers: row r begins at data + r · stride elements of `dtype`, its elements side by side.
+struct Rows {
+    const std::byte* data = nullptr;
+    DType dtype = DType::f32;
+    std::int64_t stride = 0;
+    std::int64_t rows = 0;
+};
+
+/// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
+template <class A>
+struct Left {
+    const A* data;
+    std::int64_t row_step;
+    std::int64_t inner_step;
+};
+
+/// The running softmax of a tile's rows (Milakov & Gimelshein 2018): weights are exp(score − reference), and each row
+/// has kLanes interleaved sums of them.
+///
+/// The reference is a maximum that was: it moves only when a score exceeds it by more than kSlack, so that the context
+/// is hardly ever rescaled. Until then a weight may be up to exp(kSlack), far from where floats end.
+template <class A>
+struct SoftmaxRows {
+    static constexpr A kSlack = A(8);
+
+    A* reference;  // (rows), −∞ before the first score
+    A* sums;       // (rows, kLanes)
+};
+
+template <class A>
+struct Kernels {
+    /// Around all other calls, once per thread and task: what the instruction set wants set up and given back.
+    void (*enter)();
+    void (*leave)();
+
+    // Rows in and out.
+
+    /// to (rows, to_stride) ← factor · rows, zero from width up to padded(width). Whether all of them are finite.
+    bool (*load)(A* to, std::int64_t to_stride, const Rows& from, std::int64_t width, A factor);
+    /// `width` elements of `dtype` side by side ← factor · from + 0: the 0 turns −0, which a product that underflowed
+    /// may leave, into the 0 of a sum that skipped it.
+    void (*store)(std::byte* to, DType dtype, const A* from, std::int64_t width, A factor);
+    /// to (width, kKeyTile) ← fromᵀ (rows, from_stride); columns from `rows` on are 0.
+    void (*transpose)(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width);
+
+    // Products.
+
+    /// c (rows, c_stride) ← left (rows, inner) · b (inner, b_stride), columns up to `width`, a multiple of kLanes.
+    void (*multiply)(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride,
+                     std::int64_t rows, std::int64_t inner, std::int64_t width);
+    /// The same, added to what c holds: each element of c is one chain of sums in the order of `inner`.
+    void (*multiply_add)(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride,
+                         std::int64_t rows, std::int64_t inner, std::int64_t width);
+
+    // Forward's operands in the form that its two products want, made of rows as `load` leaves them (kQueryTile or
+    // kKeyTile of them fit). A form that is those very rows needs no room: pack returns `rows` itself.
+
+    /// Whether queries are packed with the scale; else scores come without it.
+    bool scales_queries;
+    /// How many A a packed tile takes.
+    std::int64_t (*query_room)(std::int64_t width);
+    std::int64_t (*key_room)(std::int64_t width);
+    std::int64_t (*value_room)(std::int64_t width);
+    const A* (*pack_queries)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    const A* (*pack_keys)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    const A* (*pack_values)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above.
+    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width);
+    /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next
+    /// multiple of kRowBlock are there to be read and, of the context, written.
+    void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
+                       std::int64_t width);
+
+    // From products to scores; tiles (rows, kKeyTile).
+
+    /// scores ← factor · scores
+    void (*scale)(A* scores, std::int64_t rows, A factor);
+
+    /// scores ← cap · tanh(scores / cap)
+    void (*cap)(A* scores, std::int64_t rows, A cap);
+    /// scores ← scores + bias
+    void (*add)(A* scores, const A* bias, std::int64_t rows);
+    /// scores ← scores − slope · |distance + r − c|
+    void (*slope)(A* scores, std::int64_t rows, A slope, A distance);
+    /// scores ← −∞ where `allowed` is 0, and from column `columns` on. nullptr allows all.
+    void (*mask)(A* scores, const std::uint8_t* allowed, std::int64_t rows, std::int64_t columns);
+
+    // Softmax; tiles (rows, kKeyTile).
+
+    /// Takes scale · scores into the rows' softmax: weights ← exp(scale · scores − reference) · factors (nullptr: 1),
+    /// the sums without them. `weights` may be `scores`; add_values knows what it holds. Where the reference moves, the
+    /// row's sums and its context (rows, padded(width)) shrink with it.
+    void (*soften)(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
+                   std::int64_t width, std::int64_t rows);
+    /// weights ← exp(scores − base[row]), base −∞ taken for 0.
+    void (*weigh)(A* weights, const A* scores, const A* base, std::int64_t rows);
+    /// weights ← P ∘ Z and gradients ← P ∘ (Z ∘ gradients − delta), with P = exp(scores − lse) and Z = factors
+    /// (nullptr: 1); both are 0 where the score is −∞, whatever stands in `gradients` there.
+    void (*score_gradients)(A* weights, A* gradients, const A* scores, const A* factors, const A* lse, const A* delta,
+                            std::int64_t rows);
+};
+
+/// The table of an available instruction set, for queries, keys and values stored as `dtype`.
+template <class A>
+[[nodiscard]] const Kernels<A>& table(InstructionSet set, DType dtype) noexcept;
+
+/// While it lives, the calling thread may use the kernels.
+template <class A>
+class Entered {
+public:
+    explicit Entered(const Kernels<A>& kernels) : kernels_(kernels) { kernels_.enter(); }
+    ~Entered() { kernels_.leave(); }
+    Entered(const Entered&) = delete;
+    Entered& operator=(const Entered&) = delete;
+    Entered(Entered&&) = delete;
+    Entered& operator=(Entered&&) = delete;
+
+private:
+    const Kernels<A>& kernels_;
+};
+
+}  // namespace qkv::kernels

@@ -1,0 +1,113 @@
+// Products of blocks. A block of c stays in registers while a row of b and a number of each row of `left` at a time
+// pass by:
+//
+//                        b (inner, width)   ┌──────────────┐
+//                                       i → │ ░░░░ ░░░░ …  │   kColumns vectors, loaded once per i
+//                                           └──────────────┘
+//     left (rows, inner) ┌───────┐          ┌──────────────┐
+//               kRows →  │   a   │          │ c c c c      │   kRows × kColumns accumulators
+//                        └───────┘          └──────────────┘
+//                            ↑ i, one number repeated over a vector
+//
+// 6 × 4 vectors of 32 registers: 24 multiply-adds for 4 + 6 loads, so the two multiply-add ports are the bound. With 16
+// registers, 6 × 2.
+#pragma once
+
+#include "kernels/vector-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+inline constexpr unsigned kBlockRows = 6;
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
+inline constexpr unsigned kBlockColumns = 4;
+#else
+inline constexpr unsigned kBlockColumns = 2;
+#endif
+
+/// One block of c, kRows rows and kColumns vectors wide.
+template <class A, bool kAdd, unsigned kRows, unsigned kColumns>
+void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left, const A* HWY_RESTRICT b,
+                   std::int64_t b_stride, std::int64_t inner) {
+    const Tag<A> d;
+    Vec<A> sums[kRows][kColumns];
+    HWY_UNROLL(8)
+    for (unsigned r = 0; r < kRows; ++r) {
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            sums[r][j] = kAdd ? hn::Load(d, c + r * c_stride + j * kWidth<A>) : hn::Zero(d);
+        }
+    }
+    const A* HWY_RESTRICT a = left.data;
+    for (std::int64_t i = 0; i < inner; ++i) {
+        Vec<A> row[kColumns];
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            row[j] = hn::Load(d, b + j * kWidth<A>);
+        }
+        HWY_UNROLL(8)
+        for (unsigned r = 0; r < kRows; ++r) {
+            const Vec<A> factor = hn::Set(d, a[r * left.row_step]);
+            HWY_UNROLL(8)
+            for (unsigned j = 0; j < kColumns; ++j) {
+                sums[r][j] = hn::MulAdd(factor, row[j], sums[r][j]);
+            }
+        }
+        a += left.inner_step;
+        b += b_stride;
+    }
+    HWY_UNROLL(8)
+    for (unsigned r = 0; r < kRows; ++r) {
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            hn::Store(sums[r][j], d, c + r * c_stride + j * kWidth<A>);
+        }
+    }
+}
+
+/// All rows of kColumns vectors; the last rows in a block of their own height.
+template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kBlockRows>
+void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const A* b, std::int64_t b_stride, std::int64_t rows,
+                  std::int64_t inner) {
+    for (; rows >= kRows; rows -= kRows) {
+        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, b_stride, inner);
+        c += kRows * c_stride;
+        left.data += kRows * left.row_step;
+    }
+    if constexpr (kRows > 1) {
+        if (rows > 0) {
+            MultiplyRows<A, kAdd, kColumns, kRows - 1>(c, c_stride, left, b, b_stride, rows, inner);
+        }
+    }
+}
+
+template <class A, bool kAdd, unsigned kColumns = kBlockColumns>
+void MultiplyAll(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
+                 std::int64_t inner, std::int64_t width) {
+    constexpr std::int64_t kStep = kColumns * kWidth<A>;
+    for (; width >= kStep; width -= kStep) {
+        MultiplyRows<A, kAdd, kColumns>(c, c_stride, left, b, b_stride, rows, inner);
+        c += kStep;
+        b += kStep;
+    }
+    if constexpr (kColumns > 1) {
+        if (width > 0) {
+            MultiplyAll<A, kAdd, kColumns - 1>(c, c_stride, left, b, b_stride, rows, inner, width);
+        }
+    }
+}
+
+template <class A>
+void Multiply(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
+              std::int64_t inner, std::int64_t width) {
+    MultiplyAll<A, false>(c, c_stride, left, b, b_stride, rows, inner, width);
+}
+
+template <class A>
+void MultiplyAdd(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
+                 std::int64_t inner, std::int64_t width) {
+    MultiplyAll<A, true>(c, c_stride, left, b, b_stride, rows, inner, width);
+}
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,44 @@
+#include "kernels/tables.hpp"
+
+namespace qkv::kernels {
+
+namespace {
+
+const Tables& tables(InstructionSet set) noexcept {
+    switch (set) {
+#if defined(__x86_64__)
+        case InstructionSet::amx:  // what is not bf16
+        case InstructionSet::avx512:
+            return avx512_tables;
+        case InstructionSet::avx2:
+            return avx2_tables;
+        case InstructionSet::sse4:
+            return sse4_tables;
+#elif defined(__aarch64__)
+        case InstructionSet::neon:
+            return neon_tables;
+#endif
+        default:
+            return scalar_tables;
+    }
+}
+
+}  // namespace
+
+template <>
+const Kernels<float>& table<float>(InstructionSet set, DType dtype) noexcept {
+#if defined(__x86_64__)
+    if (set == InstructionSet::amx && dtype == DType::bf16) {
+        return amx_bf16_table;
+    }
+#endif
+    (void)dtype;
+    return tables(set).f32;
+}
+
+template <>
+const Kernels<double>& table<double>(InstructionSet set, DType /*dtype*/) noexcept {
+    return tables(set).f64;
+}
+
+}  // namespace qkv::kernels

@@ -1,0 +1,178 @@
+// Rows of stored numbers in and out, and their transpose.
+#pragma once
+
+#include "core/convert.hpp"
+#include "kernels/vector-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+// Half precision is read and written by the machine's own conversions where they round to nearest.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_NEON
+inline constexpr bool kConvertsHalf = true;
+#else
+inline constexpr bool kConvertsHalf = false;
+#endif
+
+/// Whether a vector of T is read and written as one; the rest goes element by element.
+template <class A, class T>
+inline constexpr bool kVectorised =
+    std::is_same_v<A, T> || (std::is_same_v<A, float> && kWidth<A> > 1 &&
+                             (std::is_same_v<T, BFloat16> || (std::is_same_v<T, Float16> && kConvertsHalf)));
+
+template <class A, class T>
+HWY_INLINE Vec<A> LoadVector(const T* from) {
+    const Tag<A> d;
+    if constexpr (std::is_same_v<A, T>) {
+        return hn::LoadU(d, from);
+    } else {
+        const hn::Rebind<std::uint16_t, Tag<A>> d16;
+        const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from));
+        if constexpr (std::is_same_v<T, BFloat16>) {
+            const hn::RebindToUnsigned<Tag<A>> du;
+            return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+        } else {
+            const hn::Rebind<hwy::float16_t, Tag<A>> half;
+            return hn::PromoteTo(d, hn::BitCast(half, bits));
+        }
+    }
+}
+
+template <class A, class T>
+HWY_INLINE void StoreVector(Vec<A> x, T* to) {
+    const Tag<A> d;
+    if constexpr (std::is_same_v<A, T>) {
+        hn::StoreU(x, d, to);
+    } else {
+        const hn::Rebind<std::uint16_t, Tag<A>> d16;
+        auto* bits = reinterpret_cast<std::uint16_t*>(to);
+        if constexpr (std::is_same_v<T, BFloat16>) {
+            // Rounds to nearest, ties to even; a NaN stays a quiet NaN.
+            const hn::RebindToUnsigned<Tag<A>> du;
+            const hn::RebindToSigned<Tag<A>> di;
+            const auto wide = hn::BitCast(du, x);
+            const auto odd = hn::And(hn::ShiftRight<16>(wide), hn::Set(du, 1));
+            const auto rounded = hn::ShiftRight<16>(hn::Add(wide, hn::Add(odd, hn::Set(du, 0x7FFF))));
+            const auto quiet = hn::Or(hn::ShiftRight<16>(wide), hn::Set(du, 0x40));
+            const auto nan = hn::RebindMask(du, hn::IsNaN(x));
+            hn::StoreU(hn::DemoteTo(d16, hn::BitCast(di, hn::IfThenElse(nan, quiet, rounded))), d16, bits);
+        } else {
+            const hn::Rebind<hwy::float16_t, Tag<A>> half;
+            hn::StoreU(hn::BitCast(d16, hn::DemoteTo(half, x)), d16, bits);
+        }
+    }
+}
+
+template <class A, class T>
+bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT from, std::int64_t from_stride,
+               std::int64_t rows, std::int64_t width, A factor) {
+    const Tag<A> d;
+    const auto scale = hn::Set(d, factor);
+    // x − x is 0 for finite x and NaN for all else: a NaN's bits, once in, stay in.
+    auto zeros = hn::Zero(d);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        std::int64_t i = 0;
+        if constexpr (kVectorised<A, T>) {
+            for (; i + kWidth<A> <= width; i += kWidth<A>) {
+                const auto x = LoadVector<A>(from + i);
+                zeros = hn::Or(zeros, hn::Sub(x, x));
+                hn::Store(hn::Mul(x, scale), d, to + i);
+            }
+        }
+        A lanes_zero = A(0);
+        for (; i < width; ++i) {
+            const A x = detail::convert<A>(from[i]);
+            lanes_zero += x - x;
+            to[i] = x * factor;
+        }
+        for (const std::int64_t end = padded(width); i < end; ++i) {
+            to[i] = A(0);
+        }
+        zeros = hn::Or(zeros, hn::Set(d, lanes_zero));
+        from += from_stride;
+        to += to_stride;
+    }
+    return hn::AllFalse(d, hn::IsNaN(zeros));
+}
+
+template <class A>
+bool Load(A* to, std::int64_t to_stride, const Rows& from, std::int64_t width, A factor) {
+    bool finite = true;
+    detail::with_storage(from.dtype, from.data, [&](const auto* typed) {
+        finite = LoadTyped(to, to_stride, typed, from.stride, from.rows, width, factor);
+    });
+    return finite;
+}
+
+template <class A, class T>
+void StoreTyped(T* HWY_RESTRICT to, const A* HWY_RESTRICT from, std::int64_t width, A factor) {
+    const Tag<A> d;
+    std::int64_t i = 0;
+    if constexpr (kVectorised<A, T>) {
+        for (; i + kWidth<A> <= width; i += kWidth<A>) {
+            StoreVector<A>(hn::Add(hn::Mul(hn::Load(d, from + i), hn::Set(d, factor)), hn::Zero(d)), to + i);
+        }
+    }
+    for (; i < width; ++i) {
+        to[i] = detail::convert<T>(from[i] * factor + A(0));
+    }
+}
+
+template <class A>
+void Store(std::byte* to, DType dtype, const A* from, std::int64_t width, A factor) {
+    detail::with_storage(dtype, to, [&](auto* typed) { StoreTyped(typed, from, width, factor); });
+}
+
+#if HWY_TARGET != HWY_SCALAR
+/// Four rows of floats, as many columns as a vector holds: two rounds of interleaving transpose each 4 × 4 block, and
+/// each block's rows go where they belong.
+template <class A>
+HWY_INLINE void TransposeFourRows(A* HWY_RESTRICT to, const A* HWY_RESTRICT from, std::int64_t from_stride) {
+    const Tag<A> d;
+    const hn::Repartition<std::uint64_t, Tag<A>> d64;
+    const auto a = hn::Load(d, from);
+    const auto b = hn::Load(d, from + from_stride);
+    const auto c = hn::Load(d, from + 2 * from_stride);
+    const auto e = hn::Load(d, from + 3 * from_stride);
+    const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+    const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+    const auto ce_low = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+    const auto ce_high = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+    const Vec<A> columns[4] = {hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low)),
+                               hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low)),
+                               hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high)),
+                               hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high))};
+    alignas(64) A blocks[4 * kWidth<A>];
+    for (std::int64_t i = 0; i < 4; ++i) {
+        hn::Store(columns[i], d, blocks + i * kWidth<A>);
+    }
+    const hn::FixedTag<A, 4> d4;
+    for (std::int64_t column = 0; column < kWidth<A>; ++column) {
+        hn::Store(hn::Load(d4, blocks + (column % 4) * kWidth<A> + column / 4 * 4), d4, to + column * kKeyTile);
+    }
+}
+#endif
+
+template <class A>
+void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width) {
+    std::int64_t done = 0;
+#if HWY_TARGET != HWY_SCALAR
+    if constexpr (std::is_same_v<A, float>) {
+        done = rows / 4 * 4;
+        for (std::int64_t r = 0; r < done; r += 4) {
+            // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
+            for (std::int64_t i = 0; i < width; i += kWidth<A>) {
+                TransposeFourRows(to + i * kKeyTile + r, from + r * from_stride + i, from_stride);
+            }
+        }
+    }
+#endif
+    for (std::int64_t i = 0; i < width && done < kKeyTile; ++i) {
+        for (std::int64_t r = done; r < kKeyTile; ++r) {
+            to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
+        }
+    }
+}
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,13 @@
+// One number at a time, for machines that nothing else fits.
+#include <hwy/detect_targets.h>
+
+#include "kernels/tables.hpp"
+#undef HWY_TARGET
+#define HWY_TARGET HWY_SCALAR
+#include "kernels/table-inl.hpp"
+
+namespace qkv::kernels {
+
+constinit const Tables scalar_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+
+}  // namespace qkv::kernels

@@ -1,0 +1,68 @@
+// The table of the instruction set that is being compiled for.
+#pragma once
+
+#include "kernels/multiply-inl.hpp"
+#include "kernels/rows-inl.hpp"
+#include "kernels/softmax-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+// Forward's operands: queries and values as they are, keys transposed.
+
+inline void Nothing() {}
+inline std::int64_t NoRoom(std::int64_t /*width*/) { return 0; }
+inline std::int64_t KeyRoom(std::int64_t width) { return kKeyTile * padded(width); }
+
+template <class A>
+const A* AsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std::int64_t /*width*/) {
+    return rows;
+}
+
+template <class A>
+const A* PackKeys(A* room, const A* rows, std::int64_t count, std::int64_t width) {
+    Transpose(room, rows, padded(width), count, width);
+    return room;
+}
+
+template <class A>
+void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width) {
+    Multiply(scores, kKeyTile, {queries, padded(width), 1}, keys, kKeyTile, rows, width, kKeyTile);
+}
+
+template <class A>
+void AddValues(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
+               std::int64_t width) {
+    MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, values, padded(width), rows, columns, padded(width));
+}
+
+template <class A>
+constexpr Kernels<A> MakeTable() {
+    return {.enter = Nothing,
+            .leave = Nothing,
+            .load = Load<A>,
+            .store = Store<A>,
+            .transpose = Transpose<A>,
+            .multiply = Multiply<A>,
+            .multiply_add = MultiplyAdd<A>,
+            .scales_queries = true,
+            .query_room = NoRoom,
+            .key_room = KeyRoom,
+            .value_room = NoRoom,
+            .pack_queries = AsTheyAre<A>,
+            .pack_keys = PackKeys<A>,
+            .pack_values = AsTheyAre<A>,
+            .multiply_keys = MultiplyKeys<A>,
+            .add_values = AddValues<A>,
+            .scale = Scale<A>,
+            .cap = Cap<A>,
+            .add = Add<A>,
+            .slope = Slope<A>,
+            .mask = Mask<A>,
+            .soften = Soften<A, ExactWeights<A>>,
+            .weigh = Weigh<A, ExactWeights<A>>,
+            .score_gradients = ScoreGradients<A, ExactWeights<A>>};
+}
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,23 @@
+// The tables that the files of the instruction sets define.
+#pragma once
+
+#include "kernels/kernels.hpp"
+
+namespace qkv::kernels {
+
+struct Tables {
+    Kernels<float> f32;
+    Kernels<double> f64;
+};
+
+extern const Tables scalar_tables;
+#if defined(__x86_64__)
+extern const Tables sse4_tables;
+extern const Tables avx2_tables;
+extern const Tables avx512_tables;
+extern const Kernels<float> amx_bf16_table;
+#elif defined(__aarch64__)
+extern const Tables neon_tables;
+#endif
+
+}  // namespace qkv::kernels

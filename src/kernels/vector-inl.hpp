@@ -1,0 +1,114 @@
+// Vectors of the instruction set that is being compiled for, and exp and tanh of them. Included once by each of the
+// files that name one; HWY_TARGET says which it is.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+// Checks inside Highway would need its library; this one takes its headers alone.
+#define HWY_IS_DEBUG_BUILD 0
+#include <hwy/highway.h>
+
+#include "kernels/kernels.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class A>
+using Tag = hn::ScalableTag<A>;
+template <class A>
+using Vec = hn::Vec<Tag<A>>;
+template <class A>
+inline constexpr std::int64_t kWidth = HWY_LANES(A);
+
+template <class A>
+inline constexpr A kMinusInfinity = -std::numeric_limits<A>::infinity();
+
+/// y · 2ⁿ for whole n >= −126; below that, anything. kSmall: n <= 126.
+template <bool kSmall>
+HWY_INLINE Vec<float> ScaleByPowerOfTwo(Vec<float> y, Vec<float> n) {
+#if HWY_TARGET == HWY_AVX3
+    return Vec<float>{_mm512_scalef_ps(y.raw, n.raw)};
+#else
+    const Tag<float> d;
+    const hn::RebindToUnsigned<Tag<float>> du;
+    // Adding 1.5 × 2^23 and the exponent's bias leaves n + 127 in the low bits.
+    const auto power = [&](Vec<float> m) HWY_ATTR {
+        return hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(du, hn::Add(m, hn::Set(d, 12582912.0F + 127.0F)))));
+    };
+    if constexpr (kSmall) {
+        return hn::Mul(y, power(n));
+    }
+    // 2^128 is no float, so the last binade takes two steps.
+    const auto last = hn::IfThenElseZero(hn::Gt(n, hn::Set(d, 127.0F)), hn::Set(d, 1.0F));
+    return hn::Mul(hn::Mul(y, power(hn::Sub(n, last))), hn::Add(hn::Set(d, 1.0F), last));
+#endif
+}
+
+/// At most one float from the correctly rounded value for x >= −87.33 and exactly 0 below: the softmax has no use for
+/// weights that are subnormal, and arithmetic on them is slow. +∞ where the value overflows, NaN for NaN.
+/// kSmall: x is known to stay below 88.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2 (Cody & Waite 1980); (exp(r) − 1 − r) / r² is a polynomial of degree 5 with the
+/// coefficients of Cephes (Moshier 1992).
+template <bool kSmall>
+HWY_INLINE Vec<float> Exp(Vec<float> x) {
+    const Tag<float> d;
+    // Adding 1.5 × 2^23 rounds to a whole number. ln 2 is split so that n × high is exact for |n| < 2^9.
+    const auto round = hn::Set(d, 12582912.0F);
+    const auto n = hn::Sub(hn::MulAdd(x, hn::Set(d, 1.44269504F), round), round);
+    auto r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
+    r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
+    auto q = hn::MulAdd(hn::Set(d, 1.9875691500e-4F), r, hn::Set(d, 1.3981999507e-3F));
+    q = hn::MulAdd(q, r, hn::Set(d, 8.3334519073e-3F));
+    q = hn::MulAdd(q, r, hn::Set(d, 4.1665795894e-2F));
+    q = hn::MulAdd(q, r, hn::Set(d, 1.6666665459e-1F));
+    q = hn::MulAdd(q, r, hn::Set(d, 5.0000001201e-1F));
+    const auto one_plus = hn::Add(hn::MulAdd(hn::Mul(r, r), q, r), hn::Set(d, 1.0F));
+    auto result = ScaleByPowerOfTwo<kSmall>(one_plus, n);
+    if constexpr (!kSmall) {
+        result =
+            hn::IfThenElse(hn::Gt(x, hn::Set(d, 88.8F)), hn::Set(d, std::numeric_limits<float>::infinity()), result);
+    }
+    return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.33F)), result);
+}
+
+/// At most 2 floats from the correctly rounded value: near 0, where softcap is nearly the identity, x + x³ p(x²) with
+/// the coefficients of Cephes (Moshier 1992), and 1 − 2 / (exp(2|x|) + 1) beyond.
+HWY_INLINE Vec<float> Tanh(Vec<float> x) {
+    const Tag<float> d;
+    const auto magnitude = hn::Abs(x);
+    const auto square = hn::Mul(magnitude, magnitude);
+    auto p = hn::MulAdd(hn::Set(d, -5.70498872745e-3F), square, hn::Set(d, 2.06390887954e-2F));
+    p = hn::MulAdd(p, square, hn::Set(d, -5.37397155531e-2F));
+    p = hn::MulAdd(p, square, hn::Set(d, 1.33314422036e-1F));
+    p = hn::MulAdd(p, square, hn::Set(d, -3.33332819422e-1F));
+    const auto near = hn::MulAdd(magnitude, hn::Mul(square, p), magnitude);
+    const auto one = hn::Set(d, 1.0F);
+    const auto two = hn::Set(d, 2.0F);
+    const auto far = hn::Sub(one, hn::Div(two, hn::Add(Exp<false>(hn::Add(magnitude, magnitude)), one)));
+    return hn::CopySign(hn::IfThenElse(hn::Lt(magnitude, hn::Set(d, 0.625F)), near, far), x);
+}
+
+/// float64 is for checks and takes the standard library's functions.
+template <class Function>
+HWY_INLINE Vec<double> EachLane(Vec<double> x, Function function) {
+    const Tag<double> d;
+    alignas(64) double lanes[kWidth<double>];
+    hn::Store(x, d, lanes);
+    for (double& lane : lanes) {
+        lane = function(lane);
+    }
+    return hn::Load(d, lanes);
+}
+template <bool kSmall>
+HWY_INLINE Vec<double> Exp(Vec<double> x) {
+    return EachLane(x, static_cast<double (*)(double)>(std::exp));
+}
+HWY_INLINE Vec<double> Tanh(Vec<double> x) { return EachLane(x, static_cast<double (*)(double)>(std::tanh)); }
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,276 @@
+// The verbs of every instruction set that this machine has, one by one. QKV_TEST_EXP_STEP=1 sweeps exp over all floats.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "kernels/kernels.hpp"
+#include "qkv/error.hpp"
+#include "qkv/runtime.hpp"
+
+namespace qkv::kernels {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+std::vector<InstructionSet> available() {
+    std::vector<InstructionSet> sets;
+    for (const InstructionSetInfo& info : instruction_sets()) {
+        if (info.available) {
+            sets.push_back(info.set);
+        }
+    }
+    return sets;
+}
+
+/// Room aligned as the kernels want it.
+template <class T>
+struct Room {
+    explicit Room(std::int64_t count) : bytes(static_cast<std::size_t>(count) * sizeof(T) + 64) {
+        const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
+        data = reinterpret_cast<T*>(bytes.data() + (64 - address % 64) % 64);
+    }
+    std::vector<std::byte> bytes;
+    T* data;
+};
+
+template <class T>
+void fill(Room<T>& room, std::int64_t count, std::uint64_t seed) {
+    std::mt19937_64 random(seed);
+    std::normal_distribution<float> normal;
+    for (std::int64_t i = 0; i < count; ++i) {
+        room.data[i] = static_cast<T>(normal(random));
+    }
+}
+
+class EverySet : public testing::TestWithParam<InstructionSet> {};
+INSTANTIATE_TEST_SUITE_P(Kernels, EverySet, testing::ValuesIn(available()),
+                         [](const auto& info) { return std::string(name(info.param)); });
+
+/// Calls check(x, exp as the table has it) for every float, or every so many.
+template <class Check>
+void sweep_exp(const Kernels<float>& kernels, const Check& check) {
+    const char* text = std::getenv("QKV_TEST_EXP_STEP");
+    const std::uint64_t step = text == nullptr ? 1031 : std::strtoull(text, nullptr, 10);
+    Room<float> x(kKeyTile), y(kKeyTile);
+    const float base = 0.0F;
+    const Entered entered(kernels);
+    for (std::uint64_t bits = 0; bits <= 0xFFFFFFFFU;) {
+        for (std::int64_t c = 0; c < kKeyTile; ++c, bits += step) {
+            x.data[c] = std::bit_cast<float>(static_cast<std::uint32_t>(std::min<std::uint64_t>(bits, 0xFFFFFFFFU)));
+        }
+        kernels.weigh(y.data, x.data, &base, 1);
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            check(x.data[c], y.data[c]);
+        }
+    }
+}
+
+TEST_P(EverySet, ExpIsWithinOneFloatDownToItsCutAndZeroBelow) {
+    std::int64_t worst = 0;
+    std::int64_t wrong = 0;
+    sweep_exp(table<float>(GetParam(), DType::f32), [&](float x, float got) {
+        if (std::isnan(x)) {
+            wrong += std::isnan(got) ? 0 : 1;
+        } else if (x < -87.33F) {
+            wrong += std::bit_cast<std::uint32_t>(got) == 0 ? 0 : 1;
+        } else {
+            const auto expected = static_cast<float>(std::exp(static_cast<double>(x)));
+            worst = std::max(worst, std::abs(static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(got)) -
+                                             static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(expected))));
+        }
+    });
+    EXPECT_LE(worst, 1);
+    EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(EverySet, ExpForWeightsOf16BitsIsWithinTheirReach) {
+    double worst = 0.0;
+    std::int64_t wrong = 0;
+    sweep_exp(table<float>(GetParam(), DType::bf16), [&](float x, float got) {
+        const double expected = std::exp(static_cast<double>(x));
+        if (std::isnan(x)) {
+            wrong += std::isnan(got) ? 0 : 1;
+        } else if (x < -87.33F) {
+            wrong += std::bit_cast<std::uint32_t>(got) == 0 ? 0 : 1;
+        } else if (x < 88.0F) {
+            worst = std::max(worst, std::fabs(static_cast<double>(got) / expected - 1.0));
+        }
+    });
+    EXPECT_LE(worst, 0x1p-16);
+    EXPECT_EQ(wrong, 0);
+}
+
+TEST_P(EverySet, TanhIsWithinTwoFloats) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    Room<float> x(kKeyTile);
+    std::int64_t worst = 0;
+    for (int step = 0; step < 4000; ++step) {
+        float before[kKeyTile];
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            x.data[c] = before[c] = static_cast<float>(step * kKeyTile + c - 128000) * 1e-4F;
+        }
+        kernels.cap(x.data, 1, 1.0F);
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            const auto expected = static_cast<float>(std::tanh(static_cast<double>(before[c])));
+            worst = std::max(worst, std::abs(static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(x.data[c])) -
+                                             static_cast<std::int64_t>(std::bit_cast<std::uint32_t>(expected))));
+        }
+    }
+    EXPECT_LE(worst, 2);
+}
+
+/// Products of every height of block, against sums in float64.
+TEST_P(EverySet, MultiplyIsTheProduct) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    constexpr std::int64_t kInner = 37;
+    for (const std::int64_t width : {16, 32, 48, 64, 80, 96, 112, 160}) {
+        for (std::int64_t rows = 1; rows <= 14; ++rows) {
+            Room<float> a(rows * kInner), b(kInner * width), c(rows * width), sum(rows * width);
+            fill(a, rows * kInner, 1);
+            fill(b, kInner * width, 2);
+            std::fill_n(sum.data, rows * width, 100.0F);
+            kernels.multiply(c.data, width, {a.data, kInner, 1}, b.data, width, rows, kInner, width);
+            kernels.multiply_add(sum.data, width, {a.data, kInner, 1}, b.data, width, rows, kInner, width);
+            for (std::int64_t r = 0; r < rows; ++r) {
+                for (std::int64_t j = 0; j < width; ++j) {
+                    double expected = 0;
+                    for (std::int64_t i = 0; i < kInner; ++i) {
+                        expected +=
+                            static_cast<double>(a.data[r * kInner + i]) * static_cast<double>(b.data[i * width + j]);
+                    }
+                    ASSERT_NEAR(c.data[r * width + j], expected, 1e-4) << rows << ' ' << width;
+                    ASSERT_NEAR(sum.data[r * width + j], 100 + expected, 2e-3) << rows << ' ' << width;
+                }
+            }
+        }
+    }
+}
+
+template <class T>
+void check_rows(const Kernels<float>& kernels) {
+    std::mt19937 random(3);
+    for (const std::int64_t width : {1, 3, 8, 15, 16, 17, 33, 64, 70}) {
+        constexpr std::int64_t kRows = 5;
+        const std::int64_t stride = width + 3;
+        std::vector<T> stored(static_cast<std::size_t>(kRows * stride));
+        for (T& value : stored) {
+            value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC7FFFFFFU));
+        }
+        Room<float> rows(kRows * padded(width)), transposed(padded(width) * kKeyTile);
+        const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
+        EXPECT_TRUE(kernels.load(rows.data, padded(width), from, width, 1.0F));
+        kernels.transpose(transposed.data, rows.data, padded(width), kRows, width);
+        std::vector<T> back(static_cast<std::size_t>(width));
+        for (std::int64_t r = 0; r < kRows; ++r) {
+            for (std::int64_t i = 0; i < padded(width); ++i) {
+                const float expected =
+                    i < width ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F;
+                ASSERT_EQ(rows.data[r * padded(width) + i], expected) << width;
+                if (i < width) {
+                    ASSERT_EQ(transposed.data[i * kKeyTile + r], expected) << width;
+                    ASSERT_EQ(transposed.data[i * kKeyTile + kRows], 0.0F) << width;
+                }
+            }
+            kernels.store(reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, rows.data + r * padded(width), width,
+                          1.0F);
+            for (std::int64_t i = 0; i < width; ++i) {
+                ASSERT_EQ(static_cast<float>(back[static_cast<std::size_t>(i)]), rows.data[r * padded(width) + i]);
+            }
+        }
+        for (const float bad : {kInfinity, -kInfinity, std::nanf("")}) {
+            std::vector<T> poisoned = stored;
+            poisoned[static_cast<std::size_t>(3 * stride + width - 1)] = static_cast<T>(bad);
+            const Rows other{reinterpret_cast<const std::byte*>(poisoned.data()), dtype_of<T>, stride, kRows};
+            EXPECT_FALSE(kernels.load(rows.data, padded(width), other, width, 1.0F)) << width;
+        }
+    }
+}
+
+TEST_P(EverySet, RowsComeInAndGoOutAsTheyAre) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    check_rows<float>(kernels);
+    check_rows<BFloat16>(kernels);
+    check_rows<Float16>(kernels);
+}
+
+/// Rounding to 16 bits has one answer, whoever does it.
+TEST_P(EverySet, StoresRoundAsTheTypesDo) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    std::mt19937 random(4);
+    Room<float> x(kLanes);
+    for (int round = 0; round < 20000; ++round) {
+        for (std::int64_t i = 0; i < kLanes; ++i) {
+            x.data[i] = std::bit_cast<float>(static_cast<std::uint32_t>(random())) + 0.0F;
+        }
+        BFloat16 bf16[kLanes];
+        Float16 f16[kLanes];
+        kernels.store(reinterpret_cast<std::byte*>(bf16), DType::bf16, x.data, kLanes, 1.0F);
+        kernels.store(reinterpret_cast<std::byte*>(f16), DType::f16, x.data, kLanes, 1.0F);
+        for (std::int64_t i = 0; i < kLanes; ++i) {
+            const float value = x.data[i];
+            if (!std::isnan(value)) {
+                ASSERT_EQ(bf16[i].bits, BFloat16(value).bits) << value;
+                ASSERT_EQ(f16[i].bits, Float16(value).bits) << value;
+            } else {
+                ASSERT_TRUE(std::isnan(static_cast<float>(bf16[i])) && std::isnan(static_cast<float>(f16[i])));
+            }
+        }
+    }
+}
+
+/// A row's weights and sums do not depend on where the reference has come to rest, up to rounding.
+TEST_P(EverySet, SoftenIsAlwaysRelativeToItsReference) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    Room<float> scores(kKeyTile), weights(kKeyTile), sums(kLanes), context(kLanes);
+    float reference = -kInfinity;
+    std::fill_n(sums.data, kLanes, 0.0F);
+    std::fill_n(context.data, kLanes, 1.0F);
+    double expected_sum = 0.0;
+    double expected_context = 1.0;
+    for (const float height : {-30.0F, 0.0F, 5.0F, 4.0F, 20.0F, -100.0F}) {
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            scores.data[c] = c == 7 ? -kInfinity : height - static_cast<float>(c) * 0.25F;
+        }
+        const float before = reference;
+        kernels.soften(weights.data, scores.data, 1.0F, nullptr, {&reference, sums.data}, context.data, 1, 1);
+        EXPECT_GE(reference, height - 8.0F);
+        if (before != -kInfinity) {
+            const double shrink = std::exp(static_cast<double>(before) - static_cast<double>(reference));
+            expected_sum *= shrink;
+            expected_context *= shrink;
+        }
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            const double expected = std::exp(static_cast<double>(scores.data[c]) - static_cast<double>(reference));
+            expected_sum += expected;
+            EXPECT_NEAR(weights.data[c], expected, expected * 1e-6);
+        }
+        double sum = 0.0;
+        for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+            sum += static_cast<double>(sums.data[lane]);
+        }
+        EXPECT_NEAR(sum, expected_sum, expected_sum * 1e-6);
+        EXPECT_NEAR(context.data[0], expected_context, expected_context * 1e-6 + 1e-37);
+    }
+}
+
+TEST(InstructionSets, AreRefusedByName) {
+    for (const InstructionSetInfo& info : instruction_sets()) {
+        if (info.available) {
+            EXPECT_EQ(Runtime(1, info.set).instruction_set(), info.set);
+        } else {
+            EXPECT_THROW(Runtime(1, info.set), Error);
+        }
+    }
+#if defined(__x86_64__)
+    EXPECT_THROW(Runtime(1, InstructionSet::neon), Error);
+#endif
+}
+
+}  // namespace
+}  // namespace qkv::kernels
