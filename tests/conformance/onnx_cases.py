@@ -21,12 +21,17 @@ class Case(NamedTuple):
     outputs: dict[str, np.ndarray]
     rtol: float
     atol: float
+    model: onnx.ModelProto
 
 
 def named(definition: Any, given: Any, arrays: Any) -> dict[str, np.ndarray]:
     """The arrays that a node lists, by their names in the operator's definition: an empty name is one left out."""
     arrays = iter(arrays)
     return {formal.name: np.asarray(next(arrays)) for formal, name in zip(definition, given) if name}
+
+
+def schema_of(model: onnx.ModelProto, node: onnx.NodeProto) -> onnx.defs.OpSchema:
+    return onnx.defs.get_schema(node.op_type, model.opset_import[0].version)
 
 
 def collect() -> list[Case]:
@@ -41,12 +46,12 @@ def collect() -> list[Case]:
         node = case.model.graph.node[0]
         if node.op_type not in COUNTS or len(case.model.graph.node) != 1 or node.domain:
             continue
-        schema = onnx.defs.get_schema(node.op_type, case.model.opset_import[0].version)
+        schema = schema_of(case.model, node)
         ((inputs, outputs),) = case.data_sets
         cases.append(Case(case.name.removeprefix("test_"), node.op_type,
                           {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute},
                           named(schema.inputs, node.input, inputs), named(schema.outputs, node.output, outputs),
-                          case.rtol, case.atol))
+                          case.rtol, case.atol, case.model))
     for operator, count in COUNTS.items():
         if sum(case.operator == operator for case in cases) != count:
             raise SystemExit(f"onnx {ONNX} has {count} cases of {operator}; found another number")

@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""Runs other people's suites through the Python package and writes the counts into a Markdown file.
+
+    python3 run.py docs/conformance.md [--long] [--seed 0]
+
+Run by ./dev conformance. Exits with 1 where a case misses.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "torch"))
+
+import onnx_suite  # noqa: E402
+import opinfo_suite  # noqa: E402
+import random_suite  # noqa: E402
+import sdpa_suite  # noqa: E402
+
+ABOUT = """\
+# Conformance
+
+What suites that others wrote, and PyTorch itself, say of qkv. Written by `./dev conformance{option}`{made}; do not edit.
+
+The suites run through the installed Python package: `qkv.attention_with`, `qkv.attention_backward` and `qkv.Rope` for
+ONNX's operators and the second set of random problems, the drop-in `qkv.torch.scaled_dot_product_attention` with
+`exact_dropout` for the rest. The adapters are in `tests/conformance/`. `./dev test` holds the same ground without onnx
+and torch: ONNX's 101 cases from committed files (`test_onnx_cases.cpp`, `test_rope_golden.cpp`), 1,000 random problems
+against a float64 oracle, PyTorch's answers from committed files.
+
+"""
+
+
+def report(tallies, option, machine):
+    text = ABOUT.format(option=option, made=f" with {machine}")
+    text += "| suite | cases | pass | judged by |\n|---|---:|---:|---|\n"
+    for tally in tallies:
+        text += f"| {tally.title} | {tally.cases:,} | {tally.passed:,} | {tally.judged_by} |\n"
+    text += "\nThe error rule is that of [numerics.md](numerics.md): at most twice the error of PyTorch's plain formula in the same\n"
+    text += "type, plus a floor; infinities in the same places.\n"
+    for tally in tallies:
+        if tally.notes or tally.misses:
+            text += f"\n## {tally.title}\n\n" + "\n".join(tally.notes) + "\n" * bool(tally.notes)
+            text += "\n".join(["\nMisses:\n"] + [f"- `{name}`: {reason}" for name, reason in tally.misses] + [""]
+                              if tally.misses else [])
+    return text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("--long", action="store_true", help="10,000 random problems of each kind, the whole grids")
+    parser.add_argument("--seed", type=int, default=0, help="of the first random problem")
+    arguments = parser.parse_args()
+    cases = 10_000 if arguments.long else 1_000
+    suites = (onnx_suite.run, lambda: opinfo_suite.run(arguments.long), lambda: sdpa_suite.run(arguments.long),
+              lambda: random_suite.run(cases, arguments.seed))
+    tallies = []
+    for suite in suites:
+        start = time.monotonic()
+        for tally in suite():
+            tallies.append(tally)
+            print(f"{tally.title}: {tally.passed} of {tally.cases}", *tally.notes, sep="\n    ")
+            for name, reason in tally.misses:
+                print(f"    MISS {name}: {reason}")
+        print(f"    ({time.monotonic() - start:.0f} s)", flush=True)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("qkv", "onnx", "torch", "numpy"))
+    option = "".join([" --long" * arguments.long, f" --seed {arguments.seed}" * (arguments.seed != 0)])
+    temporary = arguments.report.with_suffix(".tmp")
+    temporary.write_text(report(tallies, option, f"{packages}, Python {platform.python_version()}"), encoding="utf-8")
+    os.replace(temporary, arguments.report)
+    sys.exit(any(tally.misses for tally in tallies))
+
+
+if __name__ == "__main__":
+    main()
