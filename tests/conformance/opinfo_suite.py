@@ -31,11 +31,8 @@ def problem_of(sample, dtype, seed):
     q, k, v = (tensor.detach().double() for tensor in (sample.input, *sample.args))
     options = dict(sample.kwargs)
     mask = options.pop("attn_mask", None)
-    groups = q.shape[-3] // k.shape[-3] if options.get("enable_gqa") else 1
-    scores = q @ k.repeat_interleave(groups, -3).transpose(-1, -2)
     problem = {"seed": seed, "dtype": NAMES[dtype], "q": q, "k": k, "v": v, "options": options,
                "scale": options.get("scale") or 1 / math.sqrt(q.shape[-1])}
-    problem["largest_score"] = abs(problem["scale"]) * float(scores.abs().max())  # the samples' q and k reach 9
     if mask is not None:
         problem["allowed" if mask.dtype == torch.bool else "bias"] = mask if mask.dtype == torch.bool else mask.double()
     out = drop_in.math_path(q, k, v, attn_mask=problem.get("bias", problem.get("allowed")), **options)
@@ -43,9 +40,15 @@ def problem_of(sample, dtype, seed):
     return problem
 
 
-def close(problem, got, exact, dtype):
-    """Why `got` misses the tolerance of PyTorch's test of this operator, or None."""
-    limits = {"atol": 5e-5, "rtol": 5e-6} if dtype == torch.float32 else {}  # its override; else assert_close's own
+def close(got, exact, dtype):
+    """Why `got` misses the tolerance of PyTorch's test of this operator, or None.
+
+    Not for 16-bit types: PyTorch compares those among themselves. Beside exact results its own fused attention breaks the
+    tolerance in 2 of 25 samples in bfloat16 and 3 of 25 in float16.
+    """
+    limits = {torch.float32: {"atol": 5e-5, "rtol": 5e-6}, torch.float64: {}}.get(dtype)
+    if limits is None:
+        return None
     try:
         torch.testing.assert_close(got["out"].to(dtype), exact["out"].to(dtype), **limits)
     except AssertionError as error:
@@ -56,7 +59,7 @@ def close(problem, got, exact, dtype):
 def run(long):
     operator = the_operator()
     rule = "error rule, float64 math path"
-    forward = Tally("PyTorch OpInfo samples, forward", f"{rule}; and PyTorch's tolerance for the operator")
+    forward = Tally("PyTorch OpInfo samples, forward", f"{rule}; float32 and float64 also by PyTorch's tolerance")
     backward = Tally("PyTorch OpInfo samples, gradients", rule)
     check = Tally("PyTorch OpInfo samples, gradcheck", f"its defaults, float64, {'every element' if long else 'fast mode'}")
     check_twice = Tally("PyTorch OpInfo samples, gradgradcheck", "its defaults, float64, fast mode")
@@ -70,7 +73,7 @@ def run(long):
             for tally, names in ((forward, ["out"]), (backward, [n for n in exact if n != "out"])):
                 verdict = judge(problem, *({n: answer[n] for n in names} for answer in (got, exact, plain)))
                 reason = verdict if isinstance(verdict, str) else None
-                tally.add(name, reason or (close(problem, got, exact, dtype) if tally is forward else None))
+                tally.add(name, reason or (close(got, exact, dtype) if tally is forward else None))
             if dtype == torch.float64:
                 check.add(name, gradients_hold(torch.autograd.gradcheck, problem, fast_mode=not long))
                 check_twice.add(name, gradients_hold(torch.autograd.gradgradcheck, problem, fast_mode=True))

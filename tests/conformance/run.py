@@ -10,6 +10,7 @@ import argparse
 import os
 import platform
 import sys
+import textwrap
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,14 @@ import onnx_suite  # noqa: E402
 import opinfo_suite  # noqa: E402
 import random_suite  # noqa: E402
 import sdpa_suite  # noqa: E402
+import torch  # noqa: E402
 
 ABOUT = """\
 # Conformance
 
-What suites that others wrote, and PyTorch itself, say of qkv. Written by `./dev conformance{option}`{made}; do not edit.
+What suites that others wrote, and PyTorch itself, say of qkv. Written by `./dev conformance{option}`; do not edit.
+
+Made with {made}.
 
 The suites run through the installed Python package: `qkv.attention_with`, `qkv.attention_backward` and `qkv.Rope` for
 ONNX's operators and the second set of random problems, the drop-in `qkv.torch.scaled_dot_product_attention` with
@@ -35,18 +39,19 @@ against a float64 oracle, PyTorch's answers from committed files.
 """
 
 
-def report(tallies, option, machine):
-    text = ABOUT.format(option=option, made=f" with {machine}")
+def report(tallies, option, packages):
+    text = ABOUT.format(option=option, made=packages)
     text += "| suite | cases | pass | judged by |\n|---|---:|---:|---|\n"
     for tally in tallies:
         text += f"| {tally.title} | {tally.cases:,} | {tally.passed:,} | {tally.judged_by} |\n"
     text += "\nThe error rule is that of [numerics.md](numerics.md): at most twice the error of PyTorch's plain formula in the same\n"
     text += "type, plus a floor; infinities in the same places.\n"
     for tally in tallies:
-        if tally.notes or tally.misses:
-            text += f"\n## {tally.title}\n\n" + "\n".join(tally.notes) + "\n" * bool(tally.notes)
-            text += "\n".join(["\nMisses:\n"] + [f"- `{name}`: {reason}" for name, reason in tally.misses] + [""]
-                              if tally.misses else [])
+        paragraphs = [textwrap.fill(note, 120, break_on_hyphens=False) for note in tally.notes]
+        if tally.misses:
+            paragraphs.append("\n".join(["Misses:", ""] + [f"- `{name}`: {reason}" for name, reason in tally.misses]))
+        if paragraphs:
+            text += "\n\n".join([f"\n## {tally.title}", *paragraphs]) + "\n"
     return text
 
 
@@ -56,6 +61,7 @@ def main():
     parser.add_argument("--long", action="store_true", help="10,000 random problems of each kind, the whole grids")
     parser.add_argument("--seed", type=int, default=0, help="of the first random problem")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)  # for small problems more only wait; qkv.attention's random ones draw their number
     cases = 10_000 if arguments.long else 1_000
     suites = (onnx_suite.run, lambda: opinfo_suite.run(arguments.long), lambda: sdpa_suite.run(arguments.long),
               lambda: random_suite.run(cases, arguments.seed))

@@ -2,8 +2,8 @@
 
 Infinities in the same places, and error <= 2 x that of PyTorch's plain formula in the same precision, plus a floor: two
 roundings of the largest value for out and lse; for gradients four roundings of the largest product of their factors,
-because they are differences of larger numbers. For float64, 1e-13 takes the rounding's place. Where scores are large, a
-weight is as uncertain as they are rounded: a problem with scores of hundreds names its largest_score.
+because they are differences of larger numbers. For float64, 1e-13 takes the rounding's place. A weight is the exp of a
+difference and as uncertain as the rounding of score and lse makes it: that counts too.
 """
 import torch
 
@@ -11,12 +11,21 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f
 GRADIENTS = ("dq", "dk", "dv", "dbias", "dsinks")
 
 
+def largest_score(problem):
+    """The largest |score| before bias and masks."""
+    q, k = problem["q"], problem["k"]
+    if k.dim() > 2 and k.shape[-3] not in (1, q.shape[-3]):
+        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
+    largest = float((q @ k.transpose(-1, -2) * problem["scale"]).abs().max())
+    return min(largest, problem.get("softcap") or largest)
+
+
 def floor_of(name, problem, expected):
     epsilon = torch.finfo(DTYPES[problem["dtype"]]).eps / 2
     if problem["dtype"] == "f64":
         epsilon = 1e-13  # the reference is in float64 itself and no more exact than what it judges
     compute = torch.finfo(torch.float64 if problem["dtype"] == "f64" else torch.float32).eps / 2
-    epsilon = epsilon + 2 * compute * problem.get("largest_score", 0.0)  # of the score and of the lse
+    epsilon += 2 * compute * largest_score(problem)  # of the score and of the lse
     finite = expected[torch.isfinite(expected)].abs()
     largest = float(finite.max()) if finite.numel() else 0.0
     if name not in GRADIENTS:
@@ -29,7 +38,8 @@ def floor_of(name, problem, expected):
 def judge(problem, got, exact, plain):
     """The worst error as a part of what is allowed, or a text saying what breaks the rule.
 
-    problem: dtype (a key of DTYPES), scale, the float64 tensors q, k, v and d_out, perhaps largest_score. got, exact, plain: float64
+    problem: dtype (a key of DTYPES), scale, perhaps softcap, and the float64 tensors q, k, v and
+    d_out. got, exact, plain: float64
     tensors by name; all that `exact` has must be there.
     """
     worst = 0.0
