@@ -50,7 +50,7 @@ void fill(Room<T>& room, std::int64_t count, std::uint64_t seed) {
 
 class EverySet : public testing::TestWithParam<InstructionSet> {};
 INSTANTIATE_TEST_SUITE_P(Kernels, EverySet, testing::ValuesIn(available()),
-                         [](const auto& info) { return std::string(name(info.param)); });
+                         [](const auto& set) { return std::string(name(set.param)); });
 
 /// Calls check(x, exp as the table has it) for every float, or every so many.
 template <class Check>
