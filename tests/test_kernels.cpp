@@ -160,7 +160,7 @@ void check_rows(const Kernels<float>& kernels) {
         const std::int64_t stride = width + 3;
         std::vector<T> stored(static_cast<std::size_t>(kRows * stride));
         for (T& value : stored) {
-            value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC7FFFFFFU));
+            value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
         }
         Room<float> rows(kRows * padded(width)), transposed(padded(width) * kKeyTile);
         const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
@@ -246,7 +246,8 @@ TEST_P(EverySet, SoftenIsAlwaysRelativeToItsReference) {
             expected_context *= shrink;
         }
         for (std::int64_t c = 0; c < kKeyTile; ++c) {
-            const double expected = std::exp(static_cast<double>(scores.data[c]) - static_cast<double>(reference));
+            const double x = static_cast<double>(scores.data[c]) - static_cast<double>(reference);
+            const double expected = x < -87.33 ? 0.0 : std::exp(x);
             expected_sum += expected;
             EXPECT_NEAR(weights.data[c], expected, expected * 1e-6);
         }
