@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "qkv/kv_cache.hpp"
 #include "support/small.hpp"
 
 namespace {
@@ -65,6 +66,29 @@ TEST(AttentionMemory, ACallWithAWorkspaceAllocatesNothing) {
         const std::int64_t before = allocations;
         attention(p.q_view(), p.k_view(), p.v_view(), p.out_view(), options, extras, runtime);
         attention_backward(p.q_view(), p.k_view(), p.v_view(), p.d_out_view(), p.saved(), gradients, options, runtime);
+        EXPECT_EQ(allocations, before) << threads;
+    }
+}
+
+TEST(AttentionMemory, DecodeWithAWorkspaceAllocatesNothing) {
+    Small<float> p(
+        {.batch = 1, .heads = 8, .kv_heads = 2, .queries = 30, .keys = 1300, .head_dim = 32, .value_dim = 32});
+    KvCache cache = KvCache::paged({.kv_heads = 2, .head_dim = 32}, {.blocks = 22});
+    const SequenceId id = cache.add();
+    cache.append({{&id, 1}}, p.k_view(), p.v_view());
+    AttentionOptions options;
+    options.mask = Mask::causal(Align::bottom_right);
+    for (const std::int64_t threads : {1, 3, 16}) {
+        const Runtime runtime(threads);
+        AttentionExtras extras;
+        extras.lse = p.lse_view();
+        const auto size =
+            attention_workspace_size(p.q_view(), cache, {{&id, 1}}, p.out_view(), options, extras, runtime);
+        const support::Guarded workspace(size);
+        extras.workspace = {workspace.data(), size};
+        runtime.parallel_for(threads, [](std::int64_t) {});  // starts the threads
+        const std::int64_t before = allocations;
+        attention(p.q_view(), cache, {{&id, 1}}, p.out_view(), options, extras, runtime);
         EXPECT_EQ(allocations, before) << threads;
     }
 }

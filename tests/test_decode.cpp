@@ -92,16 +92,21 @@ TEST(DecodeBits, DoNotDependOnThreads) {
             d.decode(cache, cache.add(), 0, chunk, d.options(), runtime);
             EXPECT_TRUE(same_bits(d.p.out, one_call())) << threads << " threads, chunks of " << chunk;
         }
-        // One query alone: its spans are shared out.
+        // A few queries: too few tiles of rows for the threads, so their spans are shared out.
         Decoded d;
         KvCache cache = KvCache::contiguous(kLayout, {.capacity = kTokens});
         const SequenceId id = cache.add();
         d.append(cache, id, 0, kTokens);
-        attention(Decoded::tokens(d.p.q, kHeads, kTokens - 1, 1), cache, {{&id, 1}},
-                  Decoded::tokens(d.p.out, kHeads, kTokens - 1, 1), d.options(), {}, runtime);
+        const auto q = Decoded::tokens(d.p.q, kHeads, kTokens - 20, 20);
+        const auto out = Decoded::tokens(d.p.out, kHeads, kTokens - 20, 20);
+        const auto bytes = [&](const Runtime& used) {
+            return attention_workspace_size(q, cache, {{&id, 1}}, out, d.options(), {}, used);
+        };
+        EXPECT_GE(bytes(runtime) - bytes(Runtime(1)), threads > 2 ? 6U * 20U * kHeads * kDim : 0U) << "not shared out";
+        attention(q, cache, {{&id, 1}}, out, d.options(), {}, runtime);
         for (std::int64_t h = 0; h < kHeads; ++h) {
-            const auto at = static_cast<std::size_t>(((h + 1) * kTokens - 1) * kDim);
-            EXPECT_TRUE(same_bits(d.p.out.data() + at, one_call().data() + at, kDim)) << threads;
+            const auto at = static_cast<std::size_t>(((h + 1) * kTokens - 20) * kDim);
+            EXPECT_TRUE(same_bits(d.p.out.data() + at, one_call().data() + at, 20 * kDim)) << threads;
         }
     }
 }
@@ -285,15 +290,15 @@ TEST(Decode, WorksInTheGivenWorkspace) {
     d.append(cache, id, 0, kTokens);
     for (const std::int64_t threads : {1, 2, 6}) {
         const Runtime runtime(threads);
-        const auto q = Decoded::tokens(d.p.q, kHeads, kTokens - 1, 1);
-        const auto out = Decoded::tokens(d.p.out, kHeads, kTokens - 1, 1);
+        const auto q = Decoded::tokens(d.p.q, kHeads, kTokens - 20, 20);
+        const auto out = Decoded::tokens(d.p.out, kHeads, kTokens - 20, 20);
         const std::size_t bytes = attention_workspace_size(q, cache, {{&id, 1}}, out, d.options(), {}, runtime);
         const support::Guarded memory(bytes);
         AttentionExtras extras;
         extras.workspace = {memory.data(), bytes};
         attention(q, cache, {{&id, 1}}, out, d.options(), extras, runtime);
-        const auto at = static_cast<std::size_t>((kTokens - 1) * kDim);
-        EXPECT_TRUE(same_bits(d.p.out.data() + at, one_call().data() + at, kDim)) << threads;
+        const auto at = static_cast<std::size_t>((kTokens - 20) * kDim);
+        EXPECT_TRUE(same_bits(d.p.out.data() + at, one_call().data() + at, 20 * kDim)) << threads;
         extras.workspace = extras.workspace.first(bytes - 64);
         EXPECT_ERROR(attention(q, cache, {{&id, 1}}, out, d.options(), extras, runtime), ErrorCode::invalid_argument,
                      "workspace has");

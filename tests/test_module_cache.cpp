@@ -398,6 +398,11 @@ TEST(ProjectedSourceErrors, OfAnotherBatchOrModule) {
     for (const Shape& queries : {Shape{3, 6, 5}, Shape{6, 5}, Shape{1, 6, 5}}) {
         EXPECT_ERROR(cross.forward(Tensor(queries), two), ErrorCode::shape_mismatch, "expected the same batch");
     }
+    const ProjectedSource<float> one = cross.project_source(Tensor({9, 7}));
+    EXPECT_ERROR(cross.forward(Tensor({1, 6, 5}), one), ErrorCode::shape_mismatch, "expected the same batch");
+    ProjectedSource<float> altered = one;
+    altered.source_mask.assign(8, true);
+    EXPECT_ERROR(cross.forward(Tensor({6, 5}), altered), ErrorCode::shape_mismatch, "source_mask has 8 entries");
     EXPECT_ERROR(wider.forward(Tensor({2, 6, 5}), two), ErrorCode::shape_mismatch, "from project_source()");
     EXPECT_ERROR(cross.forward(Tensor({2, 6, 5}), ProjectedSource<float>{}), ErrorCode::shape_mismatch,
                  "projected source keys [0]");

@@ -13,12 +13,13 @@
 #include <optional>
 #include <span>
 
+#include "qkv/export.h"
 #include "qkv/mask.hpp"
 #include "qkv/runtime.hpp"
 #include "qkv/score_function.hpp"
 #include "qkv/view.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// Dropout on the weights: each is kept with probability 1 − p and then divided by 1 − p (Srivastava et al. 2014).
 /// The draw is Philox4x32-10 (Salmon et al. 2011) of the seed and the weight's place (sequence id, absolute head, query
@@ -161,4 +162,4 @@ void attention_merge(const AttentionState& state, ConstTensorView part_out, Cons
 /// The sink, once, after the last merge: lse ← log(exp(lse) + exp(sink)), out scaled to fit. sinks [1, Hq, 1, 1].
 void attention_merge_sinks(const AttentionState& state, ConstTensorView sinks);
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

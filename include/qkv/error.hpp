@@ -5,7 +5,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace qkv {
+#include "qkv/export.h"
+
+namespace qkv QKV_EXPORT {
 
 /// What kind of thing went wrong, for callers who branch on it.
 enum class ErrorCode : std::uint8_t {
@@ -28,4 +30,4 @@ private:
     ErrorCode code_;
 };
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

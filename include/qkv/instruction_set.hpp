@@ -5,7 +5,9 @@
 #include <string>
 #include <vector>
 
-namespace qkv {
+#include "qkv/export.h"
+
+namespace qkv QKV_EXPORT {
 
 /// A value names the kernels written for it. Which one is used changes the last bits of results, never their meaning.
 enum class InstructionSet : std::uint8_t {
@@ -34,4 +36,4 @@ struct InstructionSetInfo {
 /// names one that this machine or build has not.
 [[nodiscard]] InstructionSet default_instruction_set();
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

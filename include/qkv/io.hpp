@@ -11,9 +11,11 @@
 #include <string_view>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/tensor.hpp"
 
-namespace qkv::io {
+namespace qkv {
+namespace io QKV_EXPORT {
 
 /// Element types of the safetensors format (https://github.com/huggingface/safetensors), under its own names.
 enum class Dtype : std::uint8_t {
@@ -89,11 +91,12 @@ inline constexpr std::uint64_t kMaxSafetensorsHeaderBytes = 100'000'000;
 /// read, Error(format) if its content is refused, Error(unsupported) for a type without a reader (F4, F6, F8, C64) and
 /// Error(out_of_memory).
 template <class T>
-[[nodiscard]] StateDict<T> read_safetensors(const std::filesystem::path& path);
+[[nodiscard]] QKV_EXPORT StateDict<T> read_safetensors(const std::filesystem::path& path);
 
 /// The same from memory; `name` is what messages call it.
 template <class T>
-[[nodiscard]] StateDict<T> read_safetensors(std::span<const std::byte> file, std::string_view name = "safetensors");
+[[nodiscard]] QKV_EXPORT StateDict<T> read_safetensors(std::span<const std::byte> file,
+                                                       std::string_view name = "safetensors");
 
 /// Writes `tensors` as F32 (float) or F64 (double), in the order of their names, data aligned to 8 bytes.
 ///
@@ -101,7 +104,8 @@ template <class T>
 /// leaves an older file as it was. A symbolic link is followed; anything but a regular file at `path` is refused.
 /// Throws Error(io) if it cannot be written, Error(invalid_argument) for names or metadata that the format cannot hold.
 template <class T>
-void write_safetensors(const std::filesystem::path& path, const StateDict<T>& tensors, const Metadata& metadata = {});
+QKV_EXPORT void write_safetensors(const std::filesystem::path& path, const StateDict<T>& tensors,
+                                  const Metadata& metadata = {});
 
 /// Token vectors from a file, with their labels where the file has them.
 struct Embeddings {
@@ -135,4 +139,5 @@ extern template StateDict<double> read_safetensors<double>(std::span<const std::
 extern template void write_safetensors<float>(const std::filesystem::path&, const StateDict<float>&, const Metadata&);
 extern template void write_safetensors<double>(const std::filesystem::path&, const StateDict<double>&, const Metadata&);
 
-}  // namespace qkv::io
+}  // namespace io QKV_EXPORT
+}  // namespace qkv

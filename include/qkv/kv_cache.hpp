@@ -19,8 +19,9 @@
 #include <vector>
 
 #include "qkv/attention.hpp"
+#include "qkv/export.h"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 class Rope;
 namespace detail {
@@ -148,7 +149,7 @@ public:
 private:
     explicit KvCache(std::unique_ptr<detail::KvStorage> storage);
     void append_turned(const CacheBatch& batch, const ConstTensorView& k, const ConstTensorView& v, const Rope* rope);
-    void check_prefix(SequenceId sequence, std::int64_t tokens) const;
+    void check_prefix(SequenceId id, std::int64_t tokens) const;
     std::unique_ptr<detail::KvStorage> storage_;
 };
 
@@ -167,9 +168,10 @@ private:
 /// scores and sums are f32 unless q is f64. A sequence may occur more than once. Not available: dropout, Mask::packed,
 /// and offsets other than head.
 ///
-/// Keys and values are read once for all queries and heads that share a key/value head, in spans of 512 positions
-/// whose results are merged in order. A row has the same bits whatever the policy, the size of blocks, the batch, the
-/// cut of queries into calls and the number of threads; against attention() over tensors it is equal by rounding.
+/// Keys are cut into spans of 512 positions whose results are merged in order; keys and values are read once for 64
+/// rows of the queries and heads that share a key/value head. A row has the same bits whatever the policy, the size of
+/// blocks, the batch, the cut of queries into calls and the number of threads; against attention() over tensors it is
+/// equal by rounding.
 ///
 /// Throws as attention() does, and out_of_range when a ring no longer holds what a query may see.
 void attention(ConstTensorView q, const KvCache& cache, const CacheBatch& batch, TensorView out,
@@ -182,4 +184,4 @@ void attention(ConstTensorView q, const KvCache& cache, const CacheBatch& batch,
                                                    const AttentionExtras& extras = {},
                                                    const Runtime& runtime = Runtime::serial());
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

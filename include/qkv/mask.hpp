@@ -6,9 +6,10 @@
 #include <optional>
 #include <span>
 
+#include "qkv/export.h"
 #include "qkv/view.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// Which corner of the scores a diagonal runs through when there are more keys than queries, or fewer.
 ///
@@ -124,4 +125,4 @@ public:
 /// Error(invalid_argument).
 [[nodiscard]] Mask operator&(const Mask& a, const Mask& b);
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

@@ -7,9 +7,10 @@
 #include <optional>
 #include <span>
 
+#include "qkv/export.h"
 #include "qkv/tensor.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// torch.Generator('cpu'): a Mersenne Twister (Matsumoto & Nishimura 1998) with PyTorch's ways of drawing from it.
 /// Every draw advances the stream exactly as PyTorch's does, so a program that draws in the same order gets the same
@@ -61,4 +62,4 @@ private:
     std::optional<double> cached_normal_;  // second half of the last scalar Box-Muller pair
 };
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

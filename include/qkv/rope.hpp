@@ -10,10 +10,11 @@
 #include <variant>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/runtime.hpp"
 #include "qkv/view.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 namespace detail {
 template <class T>
@@ -146,4 +147,4 @@ private:
     std::optional<ConstTensorView> cos_, sin_;
 };
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

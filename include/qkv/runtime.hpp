@@ -10,7 +10,9 @@
 
 #include "qkv/instruction_set.hpp"
 
-namespace qkv {
+#include "qkv/export.h"
+
+namespace qkv QKV_EXPORT {
 
 class ThreadPool;
 
@@ -59,4 +61,4 @@ private:
     mutable std::atomic<ThreadPool*> pool_{nullptr};
 };
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

@@ -3,9 +3,10 @@
 
 #include <cstdint>
 
+#include "qkv/export.h"
 #include "qkv/types.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// A tile of scores with the absolute place of its first element. Row r, column c at values[r · row_stride + c] of
 /// type `dtype` (f32 or f64) is the score of query + r and key + c.
@@ -80,4 +81,4 @@ private:
 template <class Value, class Derivative>
 ElementwiseScore(Value, Derivative) -> ElementwiseScore<Value, Derivative>;
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

@@ -10,8 +10,9 @@
 #include <vector>
 
 #include "qkv/error.hpp"
+#include "qkv/export.h"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// Sizes, outermost first. A rank-0 shape holds one element.
 using Shape = std::vector<std::int64_t>;
@@ -92,4 +93,4 @@ using StateDict = std::map<std::string, BasicTensor<T>>;
 extern template class BasicTensor<float>;
 extern template class BasicTensor<double>;
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

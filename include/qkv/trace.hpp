@@ -6,9 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/tensor.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 /// Hand one to a module's forward and it writes down each intermediate tensor, in the order of computation.
 /// Names are those of docs/notation.md: inputs, W_query, queries, keys, values, scores, scaled, masked, weights, ….
@@ -36,4 +37,4 @@ private:
 
 using Trace = BasicTrace<float>;
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

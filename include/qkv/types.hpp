@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <limits>
 
-namespace qkv {
+#include "qkv/export.h"
+
+namespace qkv QKV_EXPORT {
 
 /// What a view's elements are.
 enum class DType : std::uint8_t {
@@ -116,4 +118,4 @@ inline constexpr DType dtype_of<double> = DType::f64;
 template <>
 inline constexpr DType dtype_of<bool> = DType::boolean;
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

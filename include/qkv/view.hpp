@@ -6,10 +6,11 @@
 #include <string>
 #include <type_traits>
 
+#include "qkv/export.h"
 #include "qkv/tensor.hpp"
 #include "qkv/types.hpp"
 
-namespace qkv {
+namespace qkv QKV_EXPORT {
 
 using Shape4 = std::array<std::int64_t, 4>;
 
@@ -96,4 +97,4 @@ template <class T>
     return view(data, {batch, heads, queries, 1});
 }
 
-}  // namespace qkv
+}  // namespace qkv QKV_EXPORT

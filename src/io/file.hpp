@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "qkv/export.h"
+
 namespace qkv::io {
 
 /// Bytes to read from anywhere: a file, or memory.
@@ -73,7 +75,7 @@ using WriteBytes = std::function<void(std::span<const std::byte>)>;
 
 /// Makes or replaces the file at `path` with what `produce` writes: into a new file beside it, flushed to the disk,
 /// then renamed. On any exception, from `produce` too, the new file is removed and `path` is as it was. Throws
-/// Error(io).
-void write_file(const std::filesystem::path& path, const std::function<void(const WriteBytes&)>& produce);
+/// Error(io). (Exported: the program writes its pages with it.)
+QKV_EXPORT void write_file(const std::filesystem::path& path, const std::function<void(const WriteBytes&)>& produce);
 
 }  // namespace qkv::io

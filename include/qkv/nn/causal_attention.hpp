@@ -3,10 +3,12 @@
 
 #include <cstdint>
 
+#include "qkv/export.h"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct CausalAttentionOptions {
     std::int64_t d_in = 0;
@@ -55,4 +57,5 @@ using CausalAttention = BasicCausalAttention<float>;
 extern template class BasicCausalAttention<float>;
 extern template class BasicCausalAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

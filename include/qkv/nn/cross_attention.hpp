@@ -5,11 +5,13 @@
 #include <optional>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 #include "qkv/rope.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct CrossAttentionOptions {
     std::int64_t d_query = 0;   ///< width of the sequence that asks
@@ -87,4 +89,5 @@ using CrossAttention = BasicCrossAttention<float>;
 extern template class BasicCrossAttention<float>;
 extern template class BasicCrossAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

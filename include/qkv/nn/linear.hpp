@@ -5,9 +5,11 @@
 #include <optional>
 #include <string>
 
+#include "qkv/export.h"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 /// torch.nn.Linear: weight [d_out, d_in] (transposed against the x·W of the formulas), bias [d_out] or none.
 template <class T>
@@ -42,4 +44,5 @@ using Linear = BasicLinear<float>;
 extern template class BasicLinear<float>;
 extern template class BasicLinear<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

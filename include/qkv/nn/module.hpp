@@ -8,11 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/random.hpp"
 #include "qkv/tensor.hpp"
 #include "qkv/trace.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 /// What one forward call may use besides its input.
 template <class T>
@@ -103,4 +105,5 @@ extern template struct Parameter<double>;
 extern template class BasicModule<float>;
 extern template class BasicModule<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

@@ -5,13 +5,15 @@
 #include <optional>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/kv_cache.hpp"
 #include "qkv/nn/causal_attention.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 #include "qkv/rope.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 struct MultiHeadAttentionOptions {
     std::int64_t d_in = 0;
@@ -116,4 +118,5 @@ extern template class BasicMultiHeadAttentionWrapper<double>;
 extern template class BasicMultiHeadAttention<float>;
 extern template class BasicMultiHeadAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

@@ -6,9 +6,11 @@
 #include <utility>
 #include <vector>
 
+#include "qkv/export.h"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 /// A module's parameters, as module.parameters() lists them. They must outlive the optimizer and stay in place.
 template <class T>
@@ -71,13 +73,14 @@ private:
 /// Scales all gradients so that their joint 2-norm is at most `max_norm`, as torch.nn.utils.clip_grad_norm_, and
 /// returns the norm before. Throws Error(invalid_argument) unless max_norm > 0.
 template <class T>
-double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm);
+QKV_EXPORT double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm);
 
 extern template class Sgd<float>;
 extern template class Sgd<double>;
 extern template class AdamW<float>;
 extern template class AdamW<double>;
-extern template double clip_gradient_norm(const ParameterList<float>&, double);
-extern template double clip_gradient_norm(const ParameterList<double>&, double);
+extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<float>&, double);
+extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<double>&, double);
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

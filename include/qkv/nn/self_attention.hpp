@@ -5,10 +5,12 @@
 #include <optional>
 #include <string>
 
+#include "qkv/export.h"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 /// Where the three matrices come from.
 enum class Init : std::uint8_t {
@@ -63,4 +65,5 @@ using SelfAttention = BasicSelfAttention<float>;
 extern template class BasicSelfAttention<float>;
 extern template class BasicSelfAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

@@ -3,9 +3,11 @@
 
 #include <cstdint>
 
+#include "qkv/export.h"
 #include "qkv/nn/module.hpp"
 
-namespace qkv::nn {
+namespace qkv {
+namespace nn QKV_EXPORT {
 
 /// How a row of scores becomes a row of weights that sums to one.
 enum class Normalise : std::uint8_t {
@@ -16,7 +18,7 @@ enum class Normalise : std::uint8_t {
 
 /// One row, in place of a whole matrix: scores [n] → weights [n].
 template <class T>
-[[nodiscard]] BasicTensor<T> normalised(const BasicTensor<T>& scores, Normalise how);
+[[nodiscard]] QKV_EXPORT BasicTensor<T> normalised(const BasicTensor<T>& scores, Normalise how);
 
 /// Simplified self-attention: every token vector is its own query, key and value.
 ///
@@ -50,4 +52,5 @@ using SimpleSelfAttention = BasicSimpleSelfAttention<float>;
 extern template class BasicSimpleSelfAttention<float>;
 extern template class BasicSimpleSelfAttention<double>;
 
-}  // namespace qkv::nn
+}  // namespace nn QKV_EXPORT
+}  // namespace qkv

@@ -1,0 +1,402 @@
+"""PyTorch's scaled_dot_product_attention, computed by qkv.
+
+    from qkv.torch import scaled_dot_product_attention
+
+takes what torch.nn.functional's takes (torch 2.15) and means the same: autograd, torch.compile and torch.export see
+through it. What differs is listed in docs/python.md. `use()` puts it in torch's place for code that is already there.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _core
+
+__all__ = ["exact_dropout", "register_transformers", "scaled_dot_product_attention", "use"]
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_torch_attention = torch.nn.functional.scaled_dot_product_attention
+_exact_dropout = contextvars.ContextVar("qkv_exact_dropout", default=False)
+
+
+# Shapes: [.., Hq, L, E], [.., H, S, E], [.., H, S, Ev] -> [.., Hq, L, Ev], the leading sizes broadcast.
+
+
+def _text(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _lead(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> torch.Size:
+    """The output's sizes before the last two. Raises ValueError naming the argument that does not fit."""
+    q, k, v = query.shape, key.shape, value.shape
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.dim() < 2:
+            raise ValueError(f"{name} has shape {_text(tensor)}; expected at least 2 dimensions")
+    if k[-1] != q[-1]:
+        raise ValueError(f"key has shape {_text(key)}; expected the last size of query, {q[-1]}")
+    if v[-2] != k[-2]:
+        raise ValueError(f"value has shape {_text(value)}; expected as many tokens as key, {k[-2]}")
+    if q[:-2] == k[:-2] == v[:-2]:
+        return q[:-2]
+    if enable_gqa:
+        if min(query.dim(), key.dim(), value.dim()) < 3:
+            raise ValueError("enable_gqa needs a dimension of heads in query, key and value")
+        if k[-3] != v[-3] or k[-3] == 0 or q[-3] % k[-3] != 0:
+            raise ValueError(
+                f"key and value have {k[-3]} and {v[-3]} heads; expected one number that divides query's {q[-3]}")
+        try:
+            return torch.Size((*torch.broadcast_shapes(q[:-3], k[:-3], v[:-3]), q[-3]))
+        except RuntimeError as error:
+            raise ValueError(f"query {_text(query)}, key {_text(key)} and value {_text(value)}: {error}") from None
+    try:
+        return torch.broadcast_shapes(q[:-2], k[:-2], v[:-2])
+    except RuntimeError:
+        raise ValueError(
+            f"query {_text(query)}, key {_text(key)} and value {_text(value)} have leading sizes that do not broadcast"
+        ) from None
+
+
+def _key_lead(lead: torch.Size, key: Tensor, value: Tensor) -> tuple[int, ...]:
+    """The leading sizes of the gradients of key and value before they are summed: with heads of their own."""
+    heads = (tensor.shape[-3] if tensor.dim() > 2 else 1 for tensor in (key, value))
+    return (*lead[:-1], max(heads)) if lead else ()
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
+        if tensor is not None and tensor.device.type != "cpu":
+            raise ValueError(f"{name} lies on {tensor.device}; expected the CPU")
+    if query.dtype not in _FLOATS:
+        raise TypeError(f"query has type {query.dtype}; expected float32, bfloat16, float16 or float64")
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.dtype != query.dtype:
+            raise TypeError(f"{name} has type {tensor.dtype}; expected that of query, {query.dtype}")
+    if attn_mask is not None:
+        if is_causal:
+            raise ValueError("attn_mask is given and is_causal is True; expected one of them")
+        if attn_mask.dtype not in (torch.bool, torch.float32, query.dtype):
+            raise TypeError(f"attn_mask has type {attn_mask.dtype}; expected bool, float32 or {query.dtype}")
+
+
+# The numbers.
+
+
+def _forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
+             seed: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
+             enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    out, lse = _outputs(query, key, value, enable_gqa)
+    _core.torch_forward(query, key, value, attn_mask, keep, out, lse, dropout_p, 0 if seed is None else int(seed),
+                        is_causal, scale, enable_gqa, torch.get_num_threads())
+    return out, lse
+
+
+def _outputs(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    rows = (*_lead(query, key, value, enable_gqa), query.shape[-2])
+    sums = torch.float64 if query.dtype == torch.float64 else torch.float32
+    return query.new_empty((*rows, value.shape[-1])), query.new_empty(rows, dtype=sums)
+
+
+def _backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None,
+              keep: Tensor | None, seed: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float, is_causal: bool,
+              scale: float | None, mask_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of query, key, value and, where it is wanted, the mask (else something empty)."""
+    lead = out.shape[:-2]
+    dq = query.new_empty((*lead, *query.shape[-2:]))
+    key_lead = _key_lead(lead, key, value)
+    dk = key.new_empty((*key_lead, *key.shape[-2:]))
+    dv = value.new_empty((*key_lead, *value.shape[-2:]))
+    mask, dm = attn_mask, None
+    if mask is not None and mask_grad:
+        if len(lead) > 2:
+            mask = mask.expand(*lead, query.shape[-2], key.shape[-2])
+        mask = mask.contiguous()
+        dm = torch.empty_like(mask)
+    _core.torch_backward(grad_output, query, key, value, mask, keep, out, lse, dq, dk, dv, dm, dropout_p,
+                         0 if seed is None else int(seed), is_causal, scale, torch.get_num_threads())
+    return (_summed(dq, query), _summed(dk, key), _summed(dv, value),
+            query.new_empty(0) if attn_mask is None or dm is None else _summed(dm, attn_mask))
+
+
+def _summed(gradient: Tensor, of: Tensor) -> Tensor:
+    return gradient if gradient.shape == of.shape else gradient.sum_to_size(of.shape)
+
+
+def _formula(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
+             dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
+    """The definition in torch's own operations, for what is differentiated twice."""
+    groups = query.shape[-3] // key.shape[-3] if query.dim() > 2 and key.dim() > 2 and key.shape[-3] > 1 else 1
+    key, value = (t.repeat_interleave(groups, -3) if groups > 1 else t for t in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    allowed = None
+    if is_causal:
+        allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    elif attn_mask is not None and attn_mask.dtype == torch.bool:
+        allowed = attn_mask
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+        allowed = attn_mask > float("-inf")
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1)
+    if allowed is not None:
+        weights = weights.masked_fill(~allowed, 0.0)
+    if keep is not None:
+        weights = weights * keep / (1 - dropout_p) if dropout_p < 1 else weights * 0
+    return weights @ value
+
+
+# The operators, for autograd and the compiler.
+
+
+_attention = torch.library.custom_op("qkv::attention", _forward, mutates_args=())
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None, seed: Tensor | None,
+      dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    return _outputs(query, key, value, enable_gqa)
+
+
+_attention_backward = torch.library.custom_op("qkv::attention_backward", _backward, mutates_args=())
+
+
+@_attention_backward.register_fake
+def _(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
+      seed: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float, is_causal: bool, scale: float | None,
+      mask_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dm = attn_mask.new_empty(attn_mask.shape) if mask_grad and attn_mask is not None else query.new_empty(0)
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape), dm
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, attn_mask, keep, seed, ctx.dropout_p, ctx.is_causal, ctx.scale, _ = inputs
+    ctx.save_for_backward(query, key, value, attn_mask, keep, seed, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx: Any, grad_output: Tensor | None, _grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_output is None:
+        return (None,) * 10
+    query, key, value, attn_mask, keep, seed, out, lse = ctx.saved_tensors
+    mask_grad = bool(ctx.needs_input_grad[3])
+    # The operator where this is traced or differentiated itself.
+    tensors = (grad_output, query, key, value, attn_mask)
+    function = _backward if _simple(*tensors) and not _differentiated(*tensors) else _attention_backward
+    dq, dk, dv, dm = function(grad_output, query, key, value, attn_mask, keep, seed, out, lse,
+                                         ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad)
+    return dq, dk, dv, dm if mask_grad else None, None, None, None, None, None, None
+
+
+_attention.register_autograd(_gradients, setup_context=_setup)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The operator without its dispatch, which costs more than a small attention."""
+
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup)
+    backward = staticmethod(_gradients)
+
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_output, query, key, value, attn_mask, keep, seed, _, _, ctx.dropout_p, ctx.is_causal, ctx.scale, _ = inputs
+    ctx.drawn = seed is not None
+    ctx.save_for_backward(grad_output, query, key, value, attn_mask, keep)
+
+
+def _second_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Through the formula, in memory that grows with L·S; torch differentiates that as often as it likes."""
+    if ctx.drawn:
+        raise NotImplementedError("qkv.torch: no second derivatives with seeded dropout; use exact_dropout")
+    *tensors, keep = ctx.saved_tensors
+    wanted = [tensor is not None and bool(needs) for tensor, needs in zip(tensors, ctx.needs_input_grad)]
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views of what is differentiated further, so that the graph goes on behind them.
+        leaves = [t if t is None or not t.is_floating_point() else
+                  t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+        grad_output, query, key, value, attn_mask = leaves
+        out = _formula(query, key, value, attn_mask, keep, ctx.dropout_p, ctx.is_causal, ctx.scale)
+        inputs = [t for t in leaves[1:] if t is not None and t.requires_grad]
+        first = torch.autograd.grad(out, inputs, grad_output, create_graph=True)
+        pairs = [(g, dd) for g, dd in zip(first, grads) if dd is not None]
+        asked = [t for t, want in zip(leaves, wanted) if want]
+        second = iter(torch.autograd.grad([g for g, _ in pairs], asked, [dd for _, dd in pairs], allow_unused=True,
+                                          create_graph=create_graph))
+    return (*(next(second) if want else None for want in wanted), *(None,) * 8)
+
+
+_attention_backward.register_autograd(_second_gradients, setup_context=_setup_backward)
+
+
+# The function.
+
+
+def _simple(*tensors: Tensor | None) -> bool:
+    """Whether the numbers can be computed right here, because nobody traces or transforms."""
+    if (torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack()
+            or torch._C._are_functorch_transforms_active()):
+        return False
+    for tensor in tensors:
+        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            return False
+    return True
+
+
+def _differentiated(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
+
+
+def _draw_keep(query: Tensor, key: Tensor, value: Tensor, enable_gqa: bool, dropout_p: float) -> Tensor:
+    """torch's own draw: bernoulli_ on a tensor of the weights' shape."""
+    shape = (*_lead(query, key, value, enable_gqa), query.shape[-2], key.shape[-2])
+    return query.new_empty(shape, dtype=torch.float32).bernoulli_(1 - dropout_p).bool()
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    exact_dropout: bool | None = None,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention on the CPU.
+
+        query [.., Hq, L, E]   key [.., H, S, E]   value [.., H, S, Ev]   ->   [.., Hq, L, Ev]
+
+    float32, bfloat16, float16 or float64; leading sizes broadcast. attn_mask broadcasts to [.., Hq, L, S]: bool (True =
+    takes part) or float (added). is_causal is the top-left triangle. scale: any finite number, default 1/√E. enable_gqa:
+    H divides Hq. Differentiable in query, key, value and a float mask, twice where dropout is not seeded.
+
+    dropout_p: seeded from torch's generator, in memory that grows with L. exact_dropout: draw torch's own mask instead,
+    so that the result is torch's under the same torch.manual_seed; None: as the context `exact_dropout()` says.
+
+    >>> import torch, qkv.torch
+    >>> x = torch.eye(3)
+    >>> qkv.torch.scaled_dot_product_attention(x, x, x, is_causal=True, scale=0.0)[1]
+    tensor([0.5000, 0.5000, 0.0000])
+    """
+    if torch.overrides.has_torch_function((query, key, value, attn_mask)):
+        return torch.overrides.handle_torch_function(
+            scaled_dot_product_attention, (query, key, value, attn_mask), query, key, value, attn_mask, dropout_p,
+            is_causal, scale, enable_gqa, exact_dropout=exact_dropout)
+    if torch.is_autocast_enabled("cpu"):
+        low = torch.get_autocast_dtype("cpu")
+        query, key, value = (t.to(low) if t.dtype != torch.float64 else t for t in (query, key, value))
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(query.dtype)
+    if attn_mask is not None and query.dtype == torch.float64 and attn_mask.dtype == torch.float32:
+        attn_mask = attn_mask.to(torch.float64)
+    keep = seed = None
+    if dropout_p > 0:
+        if _exact_dropout.get() if exact_dropout is None else exact_dropout:
+            _check(query, key, value, attn_mask, is_causal)
+            keep = _draw_keep(query, key, value, enable_gqa, dropout_p)
+        else:
+            seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
+    tensors = (query, key, value, attn_mask)
+    try:
+        if not _simple(*tensors):
+            _check(query, key, value, attn_mask, is_causal)
+            return _attention(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
+        if _differentiated(*tensors):
+            _check(query, key, value, attn_mask, is_causal)
+            return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,
+                                         enable_gqa)[0]
+        return _core.torch_forward(query, key, value, attn_mask, keep, None, None, dropout_p,
+                                   0 if seed is None else int(seed), is_causal, scale, enable_gqa,
+                                   torch.get_num_threads())
+    except (ValueError, TypeError, BufferError):
+        # The library's words for its four-dimensional views; these name the tensors that were given.
+        _check(query, key, value, attn_mask, is_causal)
+        _lead(query, key, value, enable_gqa)
+        raise
+
+
+@contextlib.contextmanager
+def exact_dropout(on: bool = True) -> Iterator[None]:
+    """Within it, dropout draws torch's own mask where a call does not say otherwise.
+
+    >>> import torch, qkv.torch
+    >>> x = torch.ones(4, 8)
+    >>> with qkv.torch.exact_dropout():
+    ...     ours = qkv.torch.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+    """
+    token = _exact_dropout.set(on)
+    try:
+        yield
+    finally:
+        _exact_dropout.reset(token)
+
+
+def _in_place_of_torch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+                       dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+                       enable_gqa: bool = False) -> Tensor:
+    """Ours for plain CPU tensors of float types, torch's for all others (devices, nested tensors)."""
+    ours = all(
+        t.device.type == "cpu" and t.layout == torch.strided and t.dtype in _FLOATS for t in (query, key, value))
+    function = scaled_dot_product_attention if ours else _torch_attention
+    return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+@contextlib.contextmanager
+def use() -> Iterator[None]:
+    """Within it, torch.nn.functional.scaled_dot_product_attention is ours for plain CPU tensors, in all threads.
+
+    Modules that look the function up in torch.nn.functional follow, torch.nn.MultiheadAttention among them.
+
+    >>> import torch, qkv.torch
+    >>> with qkv.torch.use():
+    ...     torch.nn.functional.scaled_dot_product_attention(*3 * [torch.ones(2, 4)]).shape
+    torch.Size([2, 4])
+    """
+    before = torch.nn.functional.scaled_dot_product_attention
+    torch.nn.functional.scaled_dot_product_attention = _in_place_of_torch
+    try:
+        yield
+    finally:
+        torch.nn.functional.scaled_dot_product_attention = before
+
+
+def register_transformers(name: str = "qkv") -> None:
+    """Makes Hugging Face models take `attn_implementation="qkv"` (transformers 4.48 or later).
+
+    They get the masks that they would give to torch's scaled_dot_product_attention. Raises ImportError where
+    transformers cannot be imported.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, _transformers_attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def _transformers_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+                            dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
+                            **_options: Any) -> tuple[Tensor, None]:
+    """What transformers calls: [B, H, T, D] in, [B, T, H, D] out. A missing mask means causal where the module is."""
+    if is_causal is None:
+        is_causal = query.shape[2] > 1 and attention_mask is None and bool(getattr(module, "is_causal", True))
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[-2]]
+    out = scaled_dot_product_attention(query, key, value, attention_mask, dropout, is_causal, scaling,
+                                       enable_gqa=key.shape[1] != query.shape[1])
+    return out.transpose(1, 2).contiguous(), None

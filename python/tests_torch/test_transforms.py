@@ -1,0 +1,150 @@
+"""What torch does around an operator: derivatives, tracing, compiling, exporting, taking its place."""
+
+import doctest
+
+import pytest
+import qkv.torch
+import torch
+import torch.nn.functional as functional
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+OURS = qkv.torch.scaled_dot_product_attention
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def cases():
+    q, k, v = draw(2, 2, 3, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 3)
+    allowed = torch.rand(3, 5) > 0.4
+    allowed[0] = False
+    keep = torch.rand(2, 2, 3, 5) > 0.5
+    return {
+        "plain": ((q, k, v), {}),
+        "causal": ((q, k, v), {"is_causal": True, "scale": -0.7}),
+        "bool mask": ((q, k, v), {"attn_mask": allowed}),
+        "float mask": ((q, k, v, draw(2, 1, 3, 5)), {}),
+        "grouped": ((draw(1, 4, 3, 4), draw(1, 2, 5, 4), draw(1, 2, 5, 3)), {"enable_gqa": True}),
+        "5-D": ((draw(2, 3, 2, 3, 2), draw(2, 1, 2, 3, 2), draw(1, 3, 1, 3, 2), draw(3, 1, 3, 3)), {}),
+        "exact dropout": ((q, k, v), {"dropout_p": 0.4, "exact_dropout": True}),
+    }
+
+
+@pytest.mark.parametrize("name", cases())
+def test_first_and_second_derivatives(name):
+    tensors, options = cases()[name]
+
+    def function(*given):
+        torch.manual_seed(1)
+        return OURS(*given, **options)
+
+    assert gradcheck(function, tensors)
+    assert gradgradcheck(function, tensors, fast_mode=True)
+
+
+def test_third_derivatives():
+    q, k, v = draw(2, 3), draw(4, 3), draw(4, 2)
+
+    def gradient(*tensors):
+        return torch.autograd.grad(OURS(*tensors, is_causal=True).pow(2).sum(), tensors, create_graph=True)
+
+    assert gradgradcheck(gradient, (q, k, v), fast_mode=True)
+
+
+def test_what_has_no_derivative_says_so():
+    q = draw(3, 4)
+    with pytest.raises(NotImplementedError, match="no second derivatives with seeded dropout"):
+        gradgradcheck(lambda t: OURS(t, t, t, dropout_p=0.5), (q,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        dual = forward_ad.make_dual(q.detach(), torch.ones_like(q))
+        OURS(dual, dual, dual)
+
+
+def test_opcheck():
+    q, k, v, mask = draw(2, 2, 3, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 3), draw(2, 1, 3, 5)
+    seed = torch.tensor(5)
+    keep = torch.rand(2, 2, 3, 5) > 0.5
+    for arguments in [(q, k, v, None, None, None, 0.0, False, None, False),
+                      (q, k, v, mask, None, None, 0.0, False, 0.5, False),
+                      (q, k, v, mask > 0, keep, None, 0.5, False, None, False),
+                      (q, k, v, None, None, seed, 0.5, True, None, False)]:
+        torch.library.opcheck(torch.ops.qkv.attention.default, arguments)
+    out, lse = torch.ops.qkv.attention(q, k, v, mask, None, None, 0.0, False, None, False)
+    torch.library.opcheck(torch.ops.qkv.attention_backward.default,
+                          (torch.ones_like(out), q, k, v, mask, None, None, out.detach(), lse, 0.0, False, None, True))
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"mask": "float"}, {"mask": "bool"}, {"dropout_p": 0.5},
+                                     {"dropout_p": 0.5, "exact_dropout": True}], ids=str)
+def test_compile_sees_one_graph_and_gives_the_same_bits(options):
+    tensors = draw(2, 2, 3, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 3)
+    options = dict(options)
+    mask = draw(3, 5)
+    if kind := options.pop("mask", None):
+        options["attn_mask"] = mask if kind == "float" else mask > 0
+
+    def function(q, k, v):
+        return OURS(q * 2, k, v, **options).sin()
+
+    torch._dynamo.reset()
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(2)
+        out = call(*tensors)
+        results.append((out, *torch.autograd.grad(out.sum(), tensors)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+def test_export_with_free_sizes():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return OURS(q, k, v, is_causal=True)
+
+    batch, tokens = torch.export.Dim("batch"), torch.export.Dim("tokens")
+    sizes = {0: batch, 2: tokens}
+    tensors = tuple(draw(2, 2, 5, 4).detach() for _ in range(3))
+    exported = torch.export.export(Layer(), tensors, dynamic_shapes=(sizes, sizes, sizes))
+    for shape in ((2, 2, 5, 4), (3, 2, 9, 4)):
+        q, k, v = (torch.randn(shape, dtype=torch.float64) for _ in range(3))
+        assert torch.equal(exported.module()(q, k, v), OURS(q, k, v, is_causal=True))
+
+
+def test_vmap_falls_back_to_one_call_each():
+    q, k, v = (draw(3, 2, 4, 5).detach() for _ in range(3))
+    mapped = torch.vmap(lambda a, b, c: OURS(a, b, c))(q, k, v)
+    torch.testing.assert_close(mapped, OURS(q, k, v))
+
+
+def test_in_the_place_of_torchs_function():
+    torch_function = functional.scaled_dot_product_attention
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 5, 8)
+    before, _ = layer(x, x, x, need_weights=False)
+    calls = []
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            calls.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with qkv.torch.use():
+        assert functional.scaled_dot_product_attention is not torch_function
+        with Counting():
+            during, _ = layer(x, x, x, need_weights=False)
+        # What is not ours goes to torch's.
+        meta = torch.empty(2, 3, device="meta")
+        assert functional.scaled_dot_product_attention(meta, meta, meta).device.type == "meta"
+    assert functional.scaled_dot_product_attention is torch_function
+    assert torch_function not in calls
+    torch.testing.assert_close(before, during)
+
+
+def test_the_examples_in_the_docstrings():
+    found = doctest.testmod(qkv.torch)
+    assert found.failed == 0 and found.attempted > 5
