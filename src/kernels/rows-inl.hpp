@@ -87,7 +87,7 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
             A last = A(0);
             for (; i < width; ++i) {
                 const A x = detail::convert<A>(from[i]);
-                last += x - x;
+                last += x * A(0);
                 to[i] = x * factor;
             }
             zeros = hn::Or(zeros, hn::Set(d, last));
