@@ -207,7 +207,7 @@ private:
         (void)pack_queries(tile.rows, 0, scratch);
     }
 
-    const A* pack_queries(std::int64_t rows, std::int64_t from, const ForwardScratch<A>& scratch) const {
+    [[nodiscard]] const A* pack_queries(std::int64_t rows, std::int64_t from, const ForwardScratch<A>& scratch) const {
         return setup_.kernels.pack_queries(scratch.packed_query, scratch.query + from * scratch.key_width, rows,
                                            problem_.head_dim);
     }

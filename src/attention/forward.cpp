@@ -113,7 +113,7 @@ std::int64_t item_count(const Problem& problem, const ForwardCut& cut) {
 /// How much an item takes on: enough rows to make the packing of keys cheap, few enough to stay in a core's own cache
 /// and to give every thread some items. No bit of a result depends on it.
 ForwardCut cut_for(const Problem& problem, const Runtime& runtime) {
-    constexpr std::int64_t kMostTiles = 8;
+    constexpr std::int64_t kMostTiles = 16;
     constexpr std::int64_t kCache = 1 << 20;
     constexpr std::int64_t kItemsPerThread = 4;
     const std::int64_t tile_bytes =

@@ -41,14 +41,14 @@ struct ForwardSetup {
 /// A tile of queries of one head within an item, with what it has gathered so far.
 template <class A>
 struct RowTile {
-    std::int64_t head;
-    std::int64_t row;
-    std::int64_t rows;
+    std::int64_t head = 0;
+    std::int64_t row = 0;
+    std::int64_t rows = 0;
     KeyRange needed;
-    const A* query;  // packed
-    A* context;      // (rows, padded Dv), not yet divided by the row sums
-    A* reference;    // (rows)
-    A* sums;         // (rows, kLanes)
+    const A* query = nullptr;  // packed
+    A* context = nullptr;      // (rows, padded Dv), not yet divided by the row sums
+    A* reference = nullptr;    // (rows)
+    A* sums = nullptr;         // (rows, kLanes)
 
     [[nodiscard]] RowState<A> state(std::int64_t r) const { return {reference[r], total(sums + r * kernels::kLanes)}; }
 };

@@ -40,8 +40,8 @@ std::uint64_t saved_states() {
     if (!has(Cpuid(1).ecx, {27 /* OSXSAVE */})) {
         return 0;
     }
-    unsigned low = 0;
-    unsigned high = 0;
+    unsigned low = 0;   // NOLINT(misc-const-correctness): the assembly writes it
+    unsigned high = 0;  // NOLINT(misc-const-correctness)
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return (std::uint64_t{high} << 32U) | low;
 }

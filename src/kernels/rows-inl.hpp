@@ -68,6 +68,10 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
                std::int64_t rows, std::int64_t width, A factor) {
     const Tag<A> d;
     const auto scale = hn::Set(d, factor);
+    if (from_stride == width && to_stride == width) {
+        width *= rows;  // rows that lie side by side are one long row
+        rows = rows == 0 ? 0 : 1;
+    }
     // x − x is 0 for finite x and NaN for all else: a NaN's bits, once in, stay in.
     auto zeros = hn::Zero(d);
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -79,16 +83,18 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
                 hn::Store(hn::Mul(x, scale), d, to + i);
             }
         }
-        A lanes_zero = A(0);
-        for (; i < width; ++i) {
-            const A x = detail::convert<A>(from[i]);
-            lanes_zero += x - x;
-            to[i] = x * factor;
+        if (i < width) {
+            A last = A(0);
+            for (; i < width; ++i) {
+                const A x = detail::convert<A>(from[i]);
+                last += x * A(0);
+                to[i] = x * factor;
+            }
+            zeros = hn::Or(zeros, hn::Set(d, last));
         }
         for (const std::int64_t end = padded(width); i < end; ++i) {
             to[i] = A(0);
         }
-        zeros = hn::Or(zeros, hn::Set(d, lanes_zero));
         from += from_stride;
         to += to_stride;
     }
