@@ -74,7 +74,7 @@ static void test_layouts_of_caches(void) {
     CHECK_ERROR(qkv_cache_create_paged(&layout, &options, &cache), QKV_INVALID_ARGUMENT, "blocks is 0");
     qkv_cache_contiguous contiguous = QKV_CACHE_CONTIGUOUS_INIT;
     CHECK_ERROR(qkv_cache_create_contiguous(&layout, &contiguous, &cache), QKV_INVALID_ARGUMENT, "capacity is 0");
-    contiguous.capacity = (int64_t)1 << 58;
+    contiguous.capacity = ((int64_t)1 << 58) - 1;
     CHECK_ERROR(qkv_cache_create_contiguous(&layout, &contiguous, &cache), QKV_OUT_OF_RANGE, "does not fit 64 bits");
     contiguous.capacity = 1;
     contiguous.sequences = -1;
