@@ -17,6 +17,7 @@ PUBLIC = {
     "view.hpp": "core", "instruction_set.hpp": "core", "runtime.hpp": "core", "mask.hpp": "attention", "attention.hpp": "attention", "score_function.hpp": "attention", "kv_cache.hpp": "attention",
     "rope.hpp": "attention",
     "nn.hpp": "nn", "io.hpp": "io", "explain.hpp": "explain", "export.h": "core", "qkv.h": "c_api",
+    "qkv_generation.h": "c_api",
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
 

@@ -2,7 +2,7 @@
 """Puts what programs and commands really print into docs/ and examples/: python3 tools/walk_refresh.py
 
 Three things are re-made, each in its place:
-- the "Prints:" part of the head comment of every examples/*.cpp, by running the program;
+- the "Prints:" part of the head comment of every examples/*.cpp and c/*.c, by running the program;
 - every fenced block of docs/**/*.md after a line <!-- file: PATH -->, by reading the file;
 - every ```console block, by running its lines that start with "$ ".
 The tests do the same in memory and compare; nothing else may stand in the files.
@@ -56,7 +56,7 @@ def refreshed_program(source, name, program_dir):
 
 
 def programs():
-    return sorted((ROOT / "examples").glob("*.cpp"))
+    return sorted([*(ROOT / "examples").glob("*.cpp"), *(ROOT / "examples").glob("c/*.c")])
 
 
 def documents():

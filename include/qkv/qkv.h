@@ -1,15 +1,17 @@
 /* Attention for C: what a C program needs of qkv, with no C++ in it. docs/c.md has an example and the rules in short.
+ * Rotary positions and caches are in qkv_generation.h, which comes along.
  *
  * Letters: B batch, Hq query heads, Hkv key/value heads, Tq queries, Tk keys, D head_dim, Dv head_dim of the values.
- * The C++ headers (attention.hpp, mask.hpp, runtime.hpp, random.hpp) say more about what each thing computes.
+ * The C++ headers (attention.hpp, mask.hpp, runtime.hpp, random.hpp, rope.hpp, kv_cache.hpp) say more about what each
+ * thing computes.
  *
  * Errors. Every function that can fail returns a qkv_status; then nothing has been written, and qkv_last_error() names
  * the argument, what it was and what was expected. Nothing is thrown, printed or aborted. Pointers are refused when
  * NULL unless "NULL:" says what that means.
  *
  * Threads. Every function may be called from any number of threads at once. Handles that only const pointers are taken
- * of (a runtime, a mask) may be shared by calls in flight; a mask being built and a generator belong to one thread at a
- * time.
+ * of (a runtime, a mask, a rope) may be shared by calls in flight; a mask being built, a cache being changed and a
+ * generator belong to one thread at a time.
  *
  * Option structs begin with their size, so that programs and libraries of different ages fit: `struct_size` says how
  * much of the struct the program knows. What it does not know counts as 0, and 0 (or NULL) is every setting's default.
@@ -358,5 +360,7 @@ QKV_EXPORT qkv_status qkv_generator_bernoulli(qkv_generator* generator, qkv_dtyp
 #ifdef __cplusplus
 }
 #endif
+
+#include "qkv/qkv_generation.h"
 
 #endif

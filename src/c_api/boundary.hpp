@@ -56,6 +56,19 @@ template <class T>
     return read;
 }
 
+/// Fills the caller's struct as far as the caller knows it; its struct_size stays.
+template <class T>
+void write_struct(T* given, T written, const char* name) {
+    written.struct_size = read_struct(&required(given, name), name).struct_size;
+    std::memcpy(given, &written, written.struct_size < sizeof(T) ? written.struct_size : sizeof(T));
+}
+
+/// 0 stands for a setting's default.
+template <class T>
+[[nodiscard]] T or_default(T value, T fallback) {
+    return value == T{} ? fallback : value;
+}
+
 /// `value` as one of an enumeration's values 0 .. last.
 template <class Enum>
 [[nodiscard]] Enum checked_enum(std::int32_t value, Enum last, const char* name) {

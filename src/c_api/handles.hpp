@@ -1,9 +1,11 @@
 // What the opaque handles of qkv.h hold.
 #pragma once
 
+#include "qkv/kv_cache.hpp"
 #include "qkv/mask.hpp"
 #include "qkv/qkv.h"
 #include "qkv/random.hpp"
+#include "qkv/rope.hpp"
 #include "qkv/runtime.hpp"
 
 struct qkv_runtime {
@@ -16,6 +18,14 @@ struct qkv_mask {
 
 struct qkv_generator {
     qkv::Generator generator;
+};
+
+struct qkv_rope {
+    qkv::Rope rope;
+};
+
+struct qkv_cache {
+    qkv::KvCache cache;
 };
 
 namespace qkv::c_api {

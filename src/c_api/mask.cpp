@@ -16,8 +16,8 @@ BlockList to_blocks(const qkv_block_list* blocks) {
     BlockList list;
     list.query_block = given.query_block;
     list.key_block = given.key_block;
-    list.sequences = given.sequences == 0 ? 1 : given.sequences;
-    list.heads = given.heads == 0 ? 1 : given.heads;
+    list.sequences = or_default<std::int64_t>(given.sequences, 1);
+    list.heads = or_default<std::int64_t>(given.heads, 1);
     list.starts = to_span(given.starts, given.starts_count, "blocks.starts");
     list.key_blocks = to_span(given.key_blocks, given.key_blocks_count, "blocks.key_blocks");
     return list;

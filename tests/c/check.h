@@ -54,5 +54,8 @@ void test_errors(void);
 void test_structs(void);
 void test_threads(void);
 void test_random(void);
+void test_rope(void);
+void test_cache(void);
+void test_cache_errors(void);
 
 #endif

@@ -11,6 +11,9 @@ int main(void) {
     test_structs();
     test_threads();
     test_random();
+    test_rope();
+    test_cache();
+    test_cache_errors();
     printf("%d failures\n", failures);
     return failures == 0 ? 0 : 1;
 }

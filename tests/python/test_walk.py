@@ -43,8 +43,8 @@ def test_programs_print_what_their_head_comment_says(path, program_dir):
 @pytest.mark.parametrize("path", walk_refresh.documents(), ids=name_of)
 def test_every_block_is_of_a_kind_that_is_checked(path):
     for from_file, kind, text in split(path)[0]:
-        if kind == "cpp":
-            assert from_file, f"a C++ listing that no file backs:\n{text}"
+        if kind in ("c", "cpp"):
+            assert from_file, f"a C or C++ listing that no file backs:\n{text}"
         elif kind == "console":
             assert text.startswith("$ ")
         else:
