@@ -10,11 +10,11 @@ std::span<T> to_values(void* values, std::int64_t count) {
     if (count < 0) {
         fail(ErrorCode::invalid_argument, "count is ", count, "; expected 0 or more");
     }
-    if (count > 0) {
-        (void)required(static_cast<T*>(values), "values");
-    }
     if (reinterpret_cast<std::uintptr_t>(values) % alignof(T) != 0) {
         fail(ErrorCode::invalid_argument, "values is not aligned to its elements of ", sizeof(T), " bytes");
+    }
+    if (count > 0) {
+        (void)required(static_cast<T*>(values), "values");
     }
     return {static_cast<T*>(values), static_cast<std::size_t>(count)};
 }
