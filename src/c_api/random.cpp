@@ -47,11 +47,11 @@ using qkv::Generator;
 extern "C" {
 
 qkv_status qkv_generator_create(uint64_t seed, qkv_generator** generator) {
-    return guarded([&] { required(generator, "generator") = new qkv_generator{Generator(seed)}; });
+    return create(generator, "generator", [&] { return new qkv_generator{Generator(seed)}; });
 }
 
 qkv_status qkv_generator_copy(const qkv_generator* generator, qkv_generator** copy) {
-    return guarded([&] { required(copy, "copy") = new qkv_generator(required(generator, "generator")); });
+    return create(copy, "copy", [&] { return new qkv_generator(required(generator, "generator")); });
 }
 
 void qkv_generator_destroy(qkv_generator* generator) { delete generator; }
