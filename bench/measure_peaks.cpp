@@ -192,8 +192,9 @@ int main(int argc, char** argv) {
     }
     amx = amx_allowed() ? best_rate(threads, amx_bf16) : 0.0;
 #endif
-    std::printf(R"({"threads": %d, "fma_set": "%s", "fma_gflops": %.1f, "amx_bf16_gflops": %.1f, "read_gb_per_s": %.2f})"
-                "\n",
-                threads, set, fma / 1e9, amx / 1e9, read_rate(threads) / 1e9);
+    std::printf(
+        R"({"threads": %d, "fma_set": "%s", "fma_gflops": %.1f, "amx_bf16_gflops": %.1f, "read_gb_per_s": %.2f})"
+        "\n",
+        threads, set, fma / 1e9, amx / 1e9, read_rate(threads) / 1e9);
     return 0;
 }

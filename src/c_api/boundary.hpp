@@ -37,6 +37,15 @@ template <class T>
     return *pointer;
 }
 
+/// *handle = make(), once it is known that there is a place for it: an assignment makes its right side first.
+template <class Handle, class Make>
+[[nodiscard]] qkv_status create(Handle** handle, const char* name, const Make& make) noexcept {
+    return guarded([&] {
+        Handle*& created = required(handle, name);
+        created = make();
+    });
+}
+
 /// Throws Error(unsupported) unless `size`, which a caller gave for the struct `name` of `known` bytes, is plausible
 /// and holds nothing but zeros past `known`.
 void check_struct_size(const void* given, std::size_t size, std::size_t known, const char* name);

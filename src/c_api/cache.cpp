@@ -50,7 +50,8 @@ PagedOptions to_options(const qkv_cache_paged& given) {
 
 /// make(layout, options) becomes *cache.
 template <class Given, class Make>
-qkv_status create(const qkv_cache_layout* layout, const Given* options, qkv_cache** cache, const Make& make) noexcept {
+qkv_status create_cache(const qkv_cache_layout* layout, const Given* options, qkv_cache** cache,
+                        const Make& make) noexcept {
     return guarded([&] {
         qkv_cache*& created = required(cache, "cache");
         created =
@@ -82,16 +83,16 @@ extern "C" {
 
 qkv_status qkv_cache_create_contiguous(const qkv_cache_layout* layout, const qkv_cache_contiguous* options,
                                        qkv_cache** cache) {
-    return create(layout, options, cache, &KvCache::contiguous);
+    return create_cache(layout, options, cache, &KvCache::contiguous);
 }
 
 qkv_status qkv_cache_create_windowed(const qkv_cache_layout* layout, const qkv_cache_windowed* options,
                                      qkv_cache** cache) {
-    return create(layout, options, cache, &KvCache::windowed);
+    return create_cache(layout, options, cache, &KvCache::windowed);
 }
 
 qkv_status qkv_cache_create_paged(const qkv_cache_layout* layout, const qkv_cache_paged* options, qkv_cache** cache) {
-    return create(layout, options, cache, &KvCache::paged);
+    return create_cache(layout, options, cache, &KvCache::paged);
 }
 
 void qkv_cache_destroy(qkv_cache* cache) { delete cache; }

@@ -42,7 +42,7 @@ using qkv::Mask;
 extern "C" {
 
 qkv_status qkv_mask_create(qkv_mask** mask) {
-    return guarded([&] { required(mask, "mask") = new qkv_mask; });
+    return create(mask, "mask", [] { return new qkv_mask; });
 }
 
 void qkv_mask_destroy(qkv_mask* mask) { delete mask; }

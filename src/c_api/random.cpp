@@ -10,11 +10,11 @@ std::span<T> to_values(void* values, std::int64_t count) {
     if (count < 0) {
         fail(ErrorCode::invalid_argument, "count is ", count, "; expected 0 or more");
     }
-    if (count > 0) {
-        (void)required(static_cast<T*>(values), "values");
-    }
     if (reinterpret_cast<std::uintptr_t>(values) % alignof(T) != 0) {
         fail(ErrorCode::invalid_argument, "values is not aligned to its elements of ", sizeof(T), " bytes");
+    }
+    if (count > 0) {
+        (void)required(static_cast<T*>(values), "values");
     }
     return {static_cast<T*>(values), static_cast<std::size_t>(count)};
 }
@@ -47,11 +47,11 @@ using qkv::Generator;
 extern "C" {
 
 qkv_status qkv_generator_create(uint64_t seed, qkv_generator** generator) {
-    return guarded([&] { required(generator, "generator") = new qkv_generator{Generator(seed)}; });
+    return create(generator, "generator", [&] { return new qkv_generator{Generator(seed)}; });
 }
 
 qkv_status qkv_generator_copy(const qkv_generator* generator, qkv_generator** copy) {
-    return guarded([&] { required(copy, "copy") = new qkv_generator(required(generator, "generator")); });
+    return create(copy, "copy", [&] { return new qkv_generator(required(generator, "generator")); });
 }
 
 void qkv_generator_destroy(qkv_generator* generator) { delete generator; }

@@ -101,10 +101,8 @@ using qkv::Rope;
 extern "C" {
 
 qkv_status qkv_rope_create(const qkv_rope_options* options, int64_t head_dim, qkv_rope** rope) {
-    return guarded([&] {
-        qkv_rope*& created = required(rope, "rope");
-        created = new qkv_rope{Rope(to_options(read_struct(options, "options")), head_dim)};
-    });
+    return create(rope, "rope",
+                  [&] { return new qkv_rope{Rope(to_options(read_struct(options, "options")), head_dim)}; });
 }
 
 qkv_status qkv_rope_create_from_tables(const qkv_tensor* cos, const qkv_tensor* sin, int64_t head_dim,

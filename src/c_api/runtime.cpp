@@ -77,7 +77,7 @@ using namespace qkv::c_api;
 extern "C" {
 
 qkv_status qkv_runtime_create(const qkv_runtime_options* options, qkv_runtime** runtime) {
-    return guarded([&] { required(runtime, "runtime") = make_runtime(read_struct(options, "options")); });
+    return create(runtime, "runtime", [&] { return make_runtime(read_struct(options, "options")); });
 }
 
 void qkv_runtime_destroy(qkv_runtime* runtime) { delete runtime; }
