@@ -8,9 +8,8 @@
 #include <memory>
 #include <optional>
 
-#include "qkv/instruction_set.hpp"
-
 #include "qkv/export.h"
+#include "qkv/instruction_set.hpp"
 
 namespace qkv QKV_EXPORT {
 
