@@ -160,8 +160,8 @@ private:
 /// The queries of a sequence are its last Tq tokens, so query i stands at position size − Tq + i, and the call is the
 /// one of attention.hpp over all keys with Offsets.query = size − Tq: causal masks and windows mean the same by either
 /// alignment, score functions see positions. More queries than tokens are no error: the first ones then stand before
-/// position 0, as rows above a bottom-right diagonal do. Nothing is masked that `options.mask` does not mask (one new token needs
-/// no mask, several usually want Mask::causal), except that a windowed cache of window W adds
+/// position 0, as rows above a bottom-right diagonal do. Nothing is masked that `options.mask` does not mask (one new
+/// token needs no mask, several usually want Mask::causal), except that a windowed cache of window W adds
 /// Mask::window(W − 1, nullopt, top_left).
 ///
 /// Tk is the longest sequence's size: allowed, bias, weights and scores are [B, Hq, Tq, Tk] with positions as columns,
