@@ -86,6 +86,9 @@ const Bad kBadForward[] = {
     {"scale is inf", [](Call& c) { c.options.scale = INFINITY; }},
     {"softcap is -1", [](Call& c) { c.options.softcap = -1; }},
     {"softcap is nan", [](Call& c) { c.options.softcap = std::nan(""); }},
+    {"softcap is 1e+39", [](Call& c) { c.options.softcap = 1e39; }},
+    {"softcap is 1e-39", [](Call& c) { c.options.softcap = 1e-39; }},
+    {"scale is 1e+300", [](Call& c) { c.options.scale = 1e300; }},
     {"dropout.p is 1.5", [](Call& c) { c.options.dropout.p = 1.5; }},
     {"dropout.p is nan", [](Call& c) { c.options.dropout.p = std::nan(""); }},
     {"dropout.sequence_ids has 1",
@@ -204,6 +207,27 @@ TEST(AttentionErrors, MasksRefuseWhatTheyCannotHold) {
     expect_error("window left", [] { (void)Mask::window(-1, 0, Align::top_left); });
     expect_error("causal offset", [] { (void)Mask::causal(std::numeric_limits<std::int64_t>::min()); });
     expect_error("two of key_end", [] { (void)(Mask::key_end(kOne) & Mask::key_end(kOne)); });
+}
+
+// Repeated dimensions make any size out of one number: what cannot be counted is refused, not wrapped around.
+TEST(AttentionErrors, MoreRowsThanCanBeCounted) {
+    float number = 0.0F;
+    const Shape4 many{1, 1, std::int64_t{1} << 62U, 1};
+    const Shape4 repeated{};
+    const ConstTensorView q = view(static_cast<const float*>(&number), many, repeated);
+    const ConstTensorView k = view(static_cast<const float*>(&number), {1, 1, 1, 1});
+    AttentionGradients gradients;
+    gradients.dk = view(&number, {1, 1, 1, 1});
+    const AttentionSaved saved{.lse = q, .out = q};
+    expect_error("q has", [&] { (void)attention_backward_workspace_size(q, k, k, q, saved, gradients); });
+    expect_error("q has", [&] { attention_backward(q, k, k, q, saved, gradients); });
+}
+
+TEST(AttentionErrors, NoQueryHeadsIsNoError) {
+    std::vector<float> numbers(640);
+    const ConstTensorView k = view(static_cast<const float*>(numbers.data()), {1, 2, 5, 64});
+    const TensorView none = view(numbers.data(), {1, 0, 5, 64});
+    EXPECT_NO_THROW(attention(none, k, k, none));
 }
 
 TEST(AttentionErrors, InterleavedMemoryIsNoOverlap) {

@@ -89,6 +89,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, 
 def _forward(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, keep: Tensor | None,
              seed: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
              enable_gqa: bool) -> tuple[Tensor, Tensor]:
+    # A view with torch's lazy minus is exported as the memory it is a view of.
+    query, key, value = query.resolve_neg(), key.resolve_neg(), value.resolve_neg()
+    attn_mask = attn_mask if attn_mask is None else attn_mask.resolve_neg()
     out, lse = _outputs(query, key, value, enable_gqa)
     _core.torch_forward(query, key, value, attn_mask, keep, out, lse, dropout_p, 0 if seed is None else int(seed),
                         is_causal, scale, enable_gqa, torch.get_num_threads())
@@ -105,6 +108,8 @@ def _backward(grad_output: Tensor, query: Tensor, key: Tensor, value: Tensor, at
               keep: Tensor | None, seed: Tensor | None, out: Tensor, lse: Tensor, dropout_p: float, is_causal: bool,
               scale: float | None, mask_grad: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of query, key, value and, where it is wanted, the mask (else something empty)."""
+    grad_output, query, key, value = (t.resolve_neg() for t in (grad_output, query, key, value))
+    attn_mask = attn_mask if attn_mask is None else attn_mask.resolve_neg()
     lead = out.shape[:-2]
     dq = query.new_empty((*lead, *query.shape[-2:]))
     key_lead = _key_lead(lead, key, value)
@@ -245,7 +250,7 @@ def _simple(*tensors: Tensor | None) -> bool:
             or torch._C._are_functorch_transforms_active()):
         return False
     for tensor in tensors:
-        if tensor is not None and type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+        if tensor is not None and (type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.is_neg()):
             return False
     return True
 
@@ -312,11 +317,11 @@ def scaled_dot_product_attention(
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
     tensors = (query, key, value, attn_mask)
     try:
+        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+            raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
         if not _simple(*tensors):
             _check(query, key, value, attn_mask, is_causal)
             return _attention(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
-        if forward_ad._current_level >= 0:
-            raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
         if _differentiated(*tensors):
             _check(query, key, value, attn_mask, is_causal)
             return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,

@@ -331,7 +331,8 @@ TensorView Operand::head_view() const {
 }
 
 std::vector<std::int64_t> Operand::integers() const {
-    const bool whole = type_.lanes == 1 && (type_.code == dlpack::kInt || type_.code == dlpack::kUInt);
+    const bool sized = type_.bits == 8 || type_.bits == 16 || type_.bits == 32 || type_.bits == 64;
+    const bool whole = type_.lanes == 1 && sized && (type_.code == dlpack::kInt || type_.code == dlpack::kUInt);
     if (!whole) {
         refuse(PyExc_TypeError, concat("has elements of type ", type_name(), "; expected whole numbers"));
     }

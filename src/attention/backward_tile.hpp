@@ -155,6 +155,7 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const R
         problem.score_function.gradient(problem.score_function.user,
                                         public_tile(problem, tile, scratch.trail.before_function),
                                         public_tile(problem, tile, scratch.d_scores));
+        kernels.enter();  // as after the function itself
         clear_masked(tile, scores, scratch.d_scores);
     }
 }

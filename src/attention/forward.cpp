@@ -120,7 +120,7 @@ ForwardCut cut_for(const Problem& problem, const Runtime& runtime) {
         kQueryTile * size_of(problem.compute) * (problem.head_dim + problem.value_dim + kernels::kLanes);
     const std::int64_t most = std::clamp<std::int64_t>(kCache / tile_bytes, 1, kMostTiles);
     ForwardCut cut;
-    cut.heads = std::min(problem.group, most);
+    cut.heads = std::clamp<std::int64_t>(problem.group, 1, most);  // no heads: no items
     const std::int64_t longest = std::max<std::int64_t>(1, tiles_of(problem.queries, kQueryTile));
     cut.tokens = kQueryTile * std::clamp<std::int64_t>(most / cut.heads, 1, longest);
     while (item_count(problem, cut) < kItemsPerThread * runtime.threads() && cut.row_tiles() > 1) {

@@ -107,6 +107,7 @@ void finish_scores(const Problem& problem, const Kernels<A>& kernels, const Tile
             std::copy(scores, scores + count, trail.before_function);
         }
         problem.score_function.apply(problem.score_function.user, public_tile(problem, tile, scores));
+        kernels.enter();  // the function may itself have used, and given back, what enter sets up
     }
     if (!tile.full || tile.columns < kKeyTile) {
         kernels.mask(scores, tile.full ? nullptr : scratch.allowed, tile.rows, tile.columns);

@@ -1,6 +1,7 @@
 #include "attention/validate.hpp"
 
 #include <cmath>
+#include <limits>
 
 #include "attention/cache_batch.hpp"
 #include "attention/mask_ranges.hpp"
@@ -42,6 +43,15 @@ void check_record(const Problem& problem, const std::optional<TensorView>& view,
     }
 }
 
+/// Repeated dimensions (stride 0) make sizes that no memory backs. Up to here, tiles, rows and their scratch memory can
+/// be counted in 64 bits.
+void check_count(std::int64_t count, const char* name, const char* what) {
+    constexpr std::int64_t kMost = std::int64_t{1} << 48U;
+    if (count > kMost) {
+        fail(ErrorCode::out_of_range, name, " has ", count, " ", what, "; expected at most 2^48");
+    }
+}
+
 void take_queries(Problem& problem, const ConstTensorView& q) {
     check_view(q, "q");
     check_dtype(q, "q", {DType::f32, DType::bf16, DType::f16, DType::f64});
@@ -52,6 +62,9 @@ void take_queries(Problem& problem, const ConstTensorView& q) {
     problem.queries = q.size(2);
     problem.head_dim = q.size(3);
     problem.compute = q.dtype == DType::f64 ? DType::f64 : DType::f32;
+    check_count(checked_multiply(checked_multiply(problem.batch, problem.heads, "q: rows"), problem.queries, "q: rows"),
+                "q", "rows");
+    check_count(problem.queries, "q", "queries");
 }
 
 /// Query heads share the key/value heads evenly.
@@ -76,6 +89,7 @@ void take_tensors(Problem& problem, const ConstTensorView& k, const ConstTensorV
     problem.v = v;
     problem.keys = k.size(2);
     problem.value_dim = v.size(3);
+    check_count(problem.keys, "k", "keys");
     check_shape(k, "k", "[B, Hkv, Tk, D]", {problem.batch, k.size(1), k.size(2), problem.head_dim});
     check_shape(v, "v", "[B, Hkv, Tk, Dv]", {problem.batch, k.size(1), k.size(2), v.size(3)});
     take_groups(problem, k.size(1), "k");
@@ -157,12 +171,18 @@ void take_scores(Problem& problem, const AttentionOptions& options) {
     // D = 0: every product is the empty sum, and all keys weigh the same whatever the scale.
     problem.scale =
         options.scale.value_or(problem.head_dim == 0 ? 1.0 : 1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
-    if (!std::isfinite(problem.scale)) {
-        fail(ErrorCode::invalid_argument, "scale is ", problem.scale, "; expected a finite number");
+    const double largest =
+        problem.compute == DType::f64 ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+    if (!(std::fabs(problem.scale) <= largest)) {
+        fail(ErrorCode::invalid_argument, "scale is ", problem.scale, "; expected a finite number of at most ",
+             largest);
     }
     problem.softcap = options.softcap;
-    if (options.softcap < 0.0 || !std::isfinite(options.softcap)) {
-        fail(ErrorCode::invalid_argument, "softcap is ", options.softcap, "; expected 0 (off) or a positive number");
+    // 1 / softcap is computed too.
+    const bool capped = options.softcap >= 4.0 / largest && options.softcap <= largest;
+    if (options.softcap != 0.0 && !capped) {
+        fail(ErrorCode::invalid_argument, "softcap is ", options.softcap, "; expected 0 (off) or ", 4.0 / largest,
+             " to ", largest);
     }
     if (options.sinks) {
         check_view(*options.sinks, "sinks");

@@ -5,6 +5,7 @@
 #include <exception>
 #include <new>
 #include <string_view>
+#include <system_error>
 
 namespace qkv::c_api {
 
@@ -54,6 +55,8 @@ qkv_status status_of_exception() noexcept {
         return remember(status_of(error.code()), error.what());
     } catch (const std::bad_alloc&) {
         return remember(QKV_OUT_OF_MEMORY, "out of memory");
+    } catch (const std::system_error& error) {  // threads that cannot be started
+        return remember(QKV_OUT_OF_MEMORY, error.what());
     } catch (const std::exception& error) {
         return remember(QKV_INTERNAL, error.what());
     } catch (...) {

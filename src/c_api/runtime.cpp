@@ -2,6 +2,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <vector>
 
 #include "c_api/boundary.hpp"
 #include "c_api/handles.hpp"
@@ -10,17 +11,18 @@ namespace qkv::c_api {
 
 namespace {
 
-/// One parallel_for on its way through C: exceptions wait here, and it is counted whether all tasks ran.
+/// One parallel_for on its way through C: exceptions wait here, and it is noted which tasks ran.
 struct Relay {
     const std::function<void(std::int64_t)>& body;
     std::int64_t tasks;
+    std::vector<std::atomic<bool>> ran = std::vector<std::atomic<bool>>(static_cast<std::size_t>(tasks));
     std::atomic<std::int64_t> done = 0;
     std::atomic<bool> stray = false;
     std::mutex mutex = {};
     std::exception_ptr error = {};
 
     void run(std::int64_t task) noexcept {
-        if (task < 0 || task >= tasks) {
+        if (task < 0 || task >= tasks || ran[static_cast<std::size_t>(task)].exchange(true)) {
             stray = true;
             return;
         }
@@ -48,7 +50,7 @@ void run_through_c(qkv_parallel_for parallel_for, void* user, std::int64_t tasks
     }
     if (relay.stray || relay.done != tasks) {
         fail(ErrorCode::invalid_argument, "parallel_for ran ", relay.done.load(), " tasks",
-             relay.stray ? " and some that do not exist" : "", "; expected each of ", tasks, " once");
+             relay.stray ? " and some twice or that do not exist" : "", "; expected each of ", tasks, " once");
     }
 }
 
@@ -82,6 +84,6 @@ qkv_status qkv_runtime_create(const qkv_runtime_options* options, qkv_runtime** 
 
 void qkv_runtime_destroy(qkv_runtime* runtime) { delete runtime; }
 
-int64_t qkv_runtime_threads(const qkv_runtime* runtime) { return runtime_of(runtime).threads(); }
+int64_t qkv_runtime_threads(const qkv_runtime* runtime) { return runtime == nullptr ? 1 : runtime->runtime.threads(); }
 
 }  // extern "C"
