@@ -96,7 +96,7 @@ def test_refusals_leave_the_cache_as_it_was():
 
 
 def test_threads_attend_while_others_append():
-    cache = qkv.KvCache.paged(KV_HEADS, DIM, blocks=64, block_tokens=16)
+    cache = qkv.KvCache.paged(KV_HEADS, DIM, blocks=128, block_tokens=16)
     fixed = cache.add()
     k, q = tokens(1, KV_HEADS, 200), tokens(2, HEADS, 8)
     cache.append(k, k, fixed)

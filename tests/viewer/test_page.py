@@ -13,6 +13,14 @@ SAMPLES = ["journey", "training", "hostile", "padding", "one"]
 VIRIDIS = ["440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884", "44bf70", "7ad151", "bddf26", "fde725"]
 
 
+def wait_until(page, condition, seconds=20):
+    """Asks anew each time: what Playwright itself would evaluate later, the page's own security policy refuses."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"not within {seconds} s: {condition}"
+        page.wait_for_timeout(20)
+
+
 def array(tensor):
     return np.array([float(value) for value in tensor["data"]], dtype=np.float64).reshape(tensor["shape"])
 
@@ -74,7 +82,7 @@ def test_unchanged_numbers_equal_the_document(open_page, pages, name):
     assert_equal_to_document(page, document)
     for index, stage in enumerate(document["stages"]):  # what is computed is also what is shown
         page.evaluate("(stage) => qkv.set({ stage })", index)
-        page.wait_for_function("document.getElementById('agreement').textContent !== ''")
+        wait_until(page, "document.getElementById('agreement').textContent !== ''")
         assert "equal to the program" in page.locator("#agreement").inner_text(), stage["stage"]
 
 
@@ -131,7 +139,7 @@ def test_things_to_try_compute_right_numbers(open_page, pages, stage):
     np.testing.assert_array_equal(np.isnan(mine), np.isnan(expected))
     assert np.isnan(mine[overflow]).any() == overflow.any()
     page.locator("#reset").click()
-    page.wait_for_function("document.getElementById('agreement').textContent.includes('equal to the program')")
+    wait_until(page, "document.getElementById('agreement').textContent.includes('equal to the program')")
 
 
 def test_dropped_weight_is_zero_and_the_row_is_not_normalised_again(open_page, pages):
@@ -308,7 +316,7 @@ def test_512_tokens_open_within_two_seconds(open_page, pages):
     for _ in range(5):  # the quickest of a few: what else the machine does is not the page's either
         begin = time.perf_counter()
         page = open_page(path)
-        page.wait_for_function("window.qkv && document.getElementById('live').textContent.includes('weight')")
+        wait_until(page, "window.qkv && document.getElementById('live').textContent.includes('weight')")
         page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)))")
         spent.append(time.perf_counter() - begin)
         if spent[-1] < 2:
@@ -331,7 +339,7 @@ def test_state_is_in_the_hash_both_ways(open_page, pages):
     assert live(page).startswith("Query one → key starts, head 2: masked score")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.evaluate("location.hash = '#stage=causal&step=keys&query=2&key=4&feature=2'")
-    page.wait_for_function("document.getElementById('live').textContent.startsWith('Key with, component 2')")
+    wait_until(page, "document.getElementById('live').textContent.startsWith('Key with, component 2')")
     assert not page.locator("#table").is_visible()
     page.locator("[data-step=x]").click()
     assert page.evaluate("location.hash") == "#stage=causal&step=x&query=2&key=4&feature=2"
@@ -403,7 +411,7 @@ def test_narrow_windows_scroll_only_downwards(open_page, pages):
 def test_print_is_light_and_without_controls(open_page, pages):
     page = open_page(pages.file("journey"), "#stage=causal&theme=dark")
     page.emulate_media(media="print")
-    page.wait_for_function("document.documentElement.dataset.theme === 'light'")
+    wait_until(page, "document.documentElement.dataset.theme === 'light'")
     assert not page.locator(".try").is_visible() and not page.locator(".tools").is_visible()
     assert page.locator("#arithmetic").is_visible() and page.locator("canvas.colours").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
