@@ -317,5 +317,26 @@ TEST(AttentionConventions, DropoutKeepsTheSharePromised) {
     }
 }
 
+// A call inside a call sets up, and gives back, what the kernels of the outer one still need (AMX's tiles).
+TEST(ScoreFunctions, MayCallAttentionThemselves) {
+    const support::Sizes sizes{
+        .batch = 1, .heads = 1, .kv_heads = 1, .queries = 128, .keys = 128, .head_dim = 64, .value_dim = 64};
+    Small<BFloat16> plain(sizes);
+    Small<BFloat16> nested(sizes);
+    AttentionOptions options;
+    options.score_function.gradient = [](const void*, const ScoreTile&, const ScoreTile&) {};
+    options.score_function.apply = [](const void*, const ScoreTile&) {};
+    plain.forward(options);
+    plain.backward(options);
+    options.score_function.apply = [](const void*, const ScoreTile&) {
+        Small<BFloat16> inner(
+            {.batch = 1, .heads = 1, .kv_heads = 1, .queries = 64, .keys = 64, .head_dim = 64, .value_dim = 64});
+        inner.forward();
+    };
+    nested.forward(options);
+    nested.backward(options);
+    EXPECT_TRUE(same_results(nested, plain));
+}
+
 }  // namespace
 }  // namespace qkv

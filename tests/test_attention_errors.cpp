@@ -221,6 +221,11 @@ TEST(AttentionErrors, MoreRowsThanCanBeCounted) {
     const AttentionSaved saved{.lse = q, .out = q};
     expect_error("q has", [&] { (void)attention_backward_workspace_size(q, k, k, q, saved, gradients); });
     expect_error("q has", [&] { attention_backward(q, k, k, q, saved, gradients); });
+    // 2^32 rows are few; with 2^16 numbers each they are not.
+    const ConstTensorView wide =
+        view(static_cast<const float*>(&number), {1, 1, std::int64_t{1} << 32U, 1 << 16}, {0, 0, 0, 1});
+    expect_error("q has 281474976710656 elements",
+                 [&] { (void)attention_workspace_size(wide, k, k, view(&number, {1, 1, 1, 1})); });
 }
 
 TEST(AttentionErrors, NoQueryHeadsIsNoError) {

@@ -43,12 +43,12 @@ void check_record(const Problem& problem, const std::optional<TensorView>& view,
     }
 }
 
-/// Repeated dimensions (stride 0) make sizes that no memory backs. Up to here, tiles, rows and their scratch memory can
-/// be counted in 64 bits.
+/// Repeated dimensions (stride 0) make sizes that no memory backs. Scratch memory holds at most a number of 8 bytes for
+/// each element of q, for each of at most 2^12 threads: up to here that is counted in 64 bits.
 void check_count(std::int64_t count, const char* name, const char* what) {
-    constexpr std::int64_t kMost = std::int64_t{1} << 48U;
+    constexpr std::int64_t kMost = std::int64_t{1} << 46U;
     if (count > kMost) {
-        fail(ErrorCode::out_of_range, name, " has ", count, " ", what, "; expected at most 2^48");
+        fail(ErrorCode::out_of_range, name, " has ", count, " ", what, "; expected at most 2^46");
     }
 }
 
@@ -62,8 +62,9 @@ void take_queries(Problem& problem, const ConstTensorView& q) {
     problem.queries = q.size(2);
     problem.head_dim = q.size(3);
     problem.compute = q.dtype == DType::f64 ? DType::f64 : DType::f32;
-    check_count(checked_multiply(checked_multiply(problem.batch, problem.heads, "q: rows"), problem.queries, "q: rows"),
-                "q", "rows");
+    const std::int64_t rows =
+        checked_multiply(checked_multiply(problem.batch, problem.heads, "q: rows"), problem.queries, "q: rows");
+    check_count(checked_multiply(rows, std::max<std::int64_t>(problem.head_dim, 1), "q: elements"), "q", "elements");
     check_count(problem.queries, "q", "queries");
 }
 

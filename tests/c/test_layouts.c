@@ -21,6 +21,14 @@ static int32_t leave_one_out(void* user, int64_t tasks, qkv_task task, void* con
     }
     return 0;
 }
+static int32_t run_one_twice(void* user, int64_t tasks, qkv_task task, void* context) {
+    (void)user;
+    task(context, 0);
+    for (int64_t i = 0; i + 1 < tasks; ++i) {
+        task(context, i);
+    }
+    return 0;
+}
 static int32_t go_too_far(void* user, int64_t tasks, qkv_task task, void* context) {
     (void)user;
     for (int64_t i = -1; i <= tasks; ++i) {
@@ -59,9 +67,11 @@ static void test_runtimes(const big_problem* expected) {
     const struct {
         qkv_parallel_for parallel_for;
         const char* words;
-    } bad[] = {
-        {give_up, "parallel_for returned 3"}, {leave_one_out, "parallel_for ran "}, {go_too_far, "do not exist"}};
-    for (size_t i = 0; i < 3; ++i) {
+    } bad[] = {{give_up, "parallel_for returned 3"},
+               {leave_one_out, "parallel_for ran "},
+               {go_too_far, "do not exist"},
+               {run_one_twice, "some twice"}};
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; ++i) {
         qkv_runtime* runtime = runtime_with(4, bad[i].parallel_for, NULL);
         big_problem p;
         big_problem_create(&p, 0);
