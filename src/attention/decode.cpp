@@ -1,6 +1,7 @@
 #include "attention/decode.hpp"
 
 #include <algorithm>
+#include <cassert>
 
 #include "attention/forward_tile.hpp"
 #include "core/check.hpp"
@@ -134,6 +135,7 @@ public:
         each(plan_.items, [&](const Scratch& scratch, std::int64_t item) {
             const std::int64_t index = sequence_before(shared_.first_item, item);
             const Splits splits = splits_of(sequence_of(problem_, index));
+            assert(splits.count > 0);  // the item is one of them
             const std::int64_t number = item - shared_.first_item[index];
             const PackedTile tile(problem_, index, number / splits.count);
             const RowTile<A> span = scratch.span_rows(tile.rows);

@@ -61,11 +61,11 @@ template <class A>
 struct KeyTile {
     std::int64_t column = 0;
     std::int64_t columns = 0;
-    bool packed = false;
-    std::int64_t place = 0;  // in the panel
-    bool finite_values = false;
+    std::int64_t place = 0;   // in the panel
     const A* keys = nullptr;  // as packed
     const A* values = nullptr;
+    bool packed = false;
+    bool finite_values = false;
 };
 
 template <class A>

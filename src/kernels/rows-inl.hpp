@@ -161,10 +161,9 @@ HWY_INLINE void TransposeFourRows(A* HWY_RESTRICT to, const A* HWY_RESTRICT from
 
 template <class A>
 void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width) {
-    std::int64_t done = 0;
-#if HWY_TARGET != HWY_SCALAR
-    if constexpr (std::is_same_v<A, float>) {
-        done = rows / 4 * 4;
+    constexpr bool kByFours = HWY_TARGET != HWY_SCALAR && std::is_same_v<A, float>;
+    const std::int64_t done = kByFours ? rows / 4 * 4 : 0;
+    if constexpr (kByFours) {
         for (std::int64_t r = 0; r < done; r += 4) {
             // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
             for (std::int64_t i = 0; i < width; i += kWidth<A>) {
@@ -172,7 +171,6 @@ void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows
             }
         }
     }
-#endif
     for (std::int64_t i = 0; i < width && done < kKeyTile; ++i) {
         for (std::int64_t r = done; r < kKeyTile; ++r) {
             to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
