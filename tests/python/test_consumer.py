@@ -10,6 +10,19 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONSUMER = ROOT / "tests" / "consumer"
 PRINTED = "-0.5874 0.0058\n"
+C_PROGRAM = ROOT / "examples" / "c" / "recall.c"
+C_PRINTED = "".join(line.removeprefix("//   ") for line in C_PROGRAM.read_text(encoding="utf-8").splitlines(True)
+                    if line.startswith("//   "))
+
+
+def test_public_headers_export_what_they_declare():
+    """The library's symbols are hidden but for what QKV_EXPORT names: a namespace without it is one that nests another
+    with it, or the library's own."""
+    for header in sorted((ROOT / "include" / "qkv").glob("**/*.hpp")):
+        text = header.read_text(encoding="utf-8")
+        for name, attribute in re.findall(r"^namespace ([\w:]+) (QKV_EXPORT )?\{", text, re.MULTILINE):
+            nested = re.search(rf"^namespace {name} \{{\nnamespace \w+ QKV_EXPORT", text, re.MULTILINE)
+            assert attribute or nested or name == "detail" or header.name == "explain.hpp", f"{header}: {name}"
 
 
 def run(*command, **keywords):
@@ -59,6 +72,21 @@ def test_pkg_config(prefix, tmp_path):
                             env={"PKG_CONFIG_PATH": str(libraries / "pkgconfig"), "PATH": "/usr/bin:/bin"}))
     run("g++", "-std=c++20", CONSUMER / "main.cpp", *flags, "-o", tmp_path / "consumer")
     assert run(tmp_path / "consumer", cwd=tmp_path, env={"LD_LIBRARY_PATH": str(libraries)}) == PRINTED
+
+
+def test_find_package_from_c(prefix, tmp_path):
+    run("cmake", "-S", CONSUMER / "find_package_c", "-B", tmp_path, "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", tmp_path)
+    assert run(tmp_path / "recall", cwd=tmp_path) == C_PRINTED
+
+
+def test_pkg_config_from_c(prefix, tmp_path):
+    libraries = library_folder(prefix)
+    static = [] if any(libraries.glob("libqkv.so")) else ["--static"]
+    flags = shlex.split(run("pkg-config", *static, "--cflags", "--libs", "qkv",
+                            env={"PKG_CONFIG_PATH": str(libraries / "pkgconfig"), "PATH": "/usr/bin:/bin"}))
+    run("cc", "-std=c11", C_PROGRAM, *flags, "-o", tmp_path / "recall")
+    assert run(tmp_path / "recall", cwd=tmp_path, env={"LD_LIBRARY_PATH": str(libraries)}) == C_PRINTED
 
 
 def test_add_subdirectory(beside, tmp_path):
