@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 
 #include "c_api/attention_options.hpp"
 #include "c_api/boundary.hpp"
@@ -54,8 +55,9 @@ qkv_status create_cache(const qkv_cache_layout* layout, const Given* options, qk
                         const Make& make) noexcept {
     return guarded([&] {
         qkv_cache*& created = required(cache, "cache");
-        created =
-            new qkv_cache{make(to_layout(layout), to_options(read_struct(&required(options, "options"), "options")))};
+        auto made = std::make_unique<qkv_cache>(
+            make(to_layout(layout), to_options(read_struct(&required(options, "options"), "options"))));
+        created = made.release();
     });
 }
 

@@ -15,21 +15,21 @@ void check_settings(const qkv_rope_options& given) {
     constexpr unsigned kLlama3 = bit(QKV_ROPE_LLAMA3);
     constexpr unsigned kAll = bit(QKV_ROPE_LINEAR) | bit(QKV_ROPE_NTK) | bit(QKV_ROPE_DYNAMIC_NTK) | kYarn | kLlama3;
     const struct {
-        bool is_given;
         const char* name;
         unsigned scalings;
+        bool is_given;
     } settings[] = {
-        {given.factor != 0.0, "factor", kAll},
-        {given.original_context != 0, "original_context", bit(QKV_ROPE_DYNAMIC_NTK) | kYarn | kLlama3},
-        {given.beta_fast != 0.0, "beta_fast", kYarn},
-        {given.beta_slow != 0.0, "beta_slow", kYarn},
-        {given.attention_factor != nullptr, "attention_factor", kYarn},
-        {given.mscale != 0.0, "mscale", kYarn},
-        {given.mscale_all_dim != 0.0, "mscale_all_dim", kYarn},
-        {given.no_truncate != 0, "no_truncate", kYarn},
-        {given.low_freq_factor != 0.0, "low_freq_factor", kLlama3},
-        {given.high_freq_factor != 0.0, "high_freq_factor", kLlama3},
-        {given.reserved != 0, "reserved", 0},
+        {"factor", kAll, given.factor != 0.0},
+        {"original_context", bit(QKV_ROPE_DYNAMIC_NTK) | kYarn | kLlama3, given.original_context != 0},
+        {"beta_fast", kYarn, given.beta_fast != 0.0},
+        {"beta_slow", kYarn, given.beta_slow != 0.0},
+        {"attention_factor", kYarn, given.attention_factor != nullptr},
+        {"mscale", kYarn, given.mscale != 0.0},
+        {"mscale_all_dim", kYarn, given.mscale_all_dim != 0.0},
+        {"no_truncate", kYarn, given.no_truncate != 0},
+        {"low_freq_factor", kLlama3, given.low_freq_factor != 0.0},
+        {"high_freq_factor", kLlama3, given.high_freq_factor != 0.0},
+        {"reserved", 0, given.reserved != 0},
     };
     for (const auto& setting : settings) {
         if (setting.is_given && (setting.scalings & bit(given.scaling)) == 0) {
