@@ -284,7 +284,8 @@ TEST(AttentionConventions, HeadsShareKeysInOrder) {
     p.v = {1, 1, 1, 2, 2, 2, 3, 3, 3};
     p.forward();
     for (std::size_t head = 0; head < 6; ++head) {
-        EXPECT_NEAR(p.out[head * 2], static_cast<float>(1 + head / 2), 1e-6);
+        const std::size_t kv_head = head / 2;
+        EXPECT_NEAR(p.out[head * 2], static_cast<float>(1 + kv_head), 1e-6);
     }
 }
 
