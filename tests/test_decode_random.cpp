@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "qkv/kv_cache.hpp"
+#include "support/attention_case.hpp"
 #include "support/compare.hpp"
 #include "support/oracle.hpp"
 #include "support/stored.hpp"
@@ -21,25 +22,12 @@ using support::Stored;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-oracle::Arithmetic arithmetic(DType dtype) {
-    switch (dtype) {
-        case DType::bf16:
-            return oracle::Arithmetic::bf16;
-        case DType::f16:
-            return oracle::Arithmetic::f16;
-        case DType::f64:
-            return oracle::Arithmetic::f64;
-        default:
-            return oracle::Arithmetic::f32;
-    }
-}
-
 /// Some sequences of a cache, and a call over them; the oracle sees one dense problem per sequence.
 struct DecodeCase {
     Random random;
     std::string summary;
     DType dtype = DType::f32, held = DType::f32, compute = DType::f32;
-    std::int64_t kv_heads, heads, head_dim, value_dim, longest = 0, all_queries = 0, window = 0;
+    std::int64_t kv_heads = 0, heads = 0, head_dim = 0, value_dim = 0, longest = 0, all_queries = 0, window = 0;
     bool packed = false;
     std::vector<oracle::Problem> dense;
     std::optional<KvCache> cache;
@@ -304,7 +292,7 @@ TEST_P(DecodeRandom, AgreesWithTheOracle) {
         for (std::size_t s = 0; s < test.dense.size(); ++s) {
             const oracle::Problem& p = test.dense[s];
             const oracle::Result exact = oracle::run(p, oracle::Arithmetic::exact);
-            const oracle::Result plain = oracle::run(p, arithmetic(test.dtype));
+            const oracle::Result plain = oracle::run(p, support::arithmetic(test.dtype));
             support::expect_rule("out", test.part(out, s, p.value_dim), exact.out, plain.out, out_type, exact.out_size);
             support::expect_rule("lse", test.part(lse, s, 1), exact.lse_with_sink, plain.lse_with_sink, test.compute,
                                  exact.lse_size);

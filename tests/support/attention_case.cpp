@@ -48,7 +48,7 @@ AttentionCase::AttentionCase(std::uint64_t case_seed) : seed(case_seed), random_
     }
 }
 
-oracle::Arithmetic AttentionCase::plain() const {
+oracle::Arithmetic arithmetic(qkv::DType dtype) {
     switch (dtype) {
         case DType::bf16:
             return oracle::Arithmetic::bf16;

@@ -11,6 +11,9 @@
 
 namespace support {
 
+/// The arithmetic that the library's error with inputs of `dtype` may be twice of.
+[[nodiscard]] oracle::Arithmetic arithmetic(qkv::DType dtype);
+
 struct AttentionCase {
     explicit AttentionCase(std::uint64_t seed);
 
@@ -27,7 +30,7 @@ struct AttentionCase {
     qkv::Shape4 bias_shape{}, slopes_shape{};
 
     /// The reference in the arithmetic that the library's error may be twice of.
-    [[nodiscard]] oracle::Arithmetic plain() const;
+    [[nodiscard]] oracle::Arithmetic plain() const { return arithmetic(dtype); }
 
     /// Memory for a result, in a layout of its own.
     [[nodiscard]] Stored result(const qkv::Shape4& shape, qkv::DType type) {
