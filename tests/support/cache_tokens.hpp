@@ -50,6 +50,7 @@ struct Tokens {
 
 [[nodiscard]] inline std::vector<Token> random_tokens(Random& random, std::int64_t count, DType dtype) {
     std::vector<Token> tokens;
+    tokens.reserve(static_cast<std::size_t>(count));
     for (std::int64_t t = 0; t < count; ++t) {
         tokens.push_back(normals(random, kRow, dtype));
     }
