@@ -258,11 +258,11 @@ std::string screen_facts(const StageReport& stage, std::int64_t room) {
     }
     std::string shown;
     for (const std::string& fact : facts) {
-        const std::string longer = shown + (shown.empty() ? "" : " · ") + fact;
-        if (cell_width(longer) > room) {
+        const std::string more = (shown.empty() ? "" : " · ") + fact;
+        if (cell_width(shown) + cell_width(more) > room) {
             break;
         }
-        shown = longer;
+        shown += more;
     }
     return shown;
 }
