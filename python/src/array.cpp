@@ -15,22 +15,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
-constexpr const char* python_name(DType dtype) noexcept {
-    switch (dtype) {
-        case DType::f32:
-            return "float32";
-        case DType::f64:
-            return "float64";
-        case DType::f16:
-            return "float16";
-        case DType::bf16:
-            return "bfloat16";
-        case DType::boolean:
-            return "bool";
-    }
-    return "unknown";
-}
-
 constexpr dlpack::DataType dlpack_type(DType dtype) noexcept {
     const auto bits = static_cast<std::uint8_t>(size_of(dtype) * 8);
     switch (dtype) {
@@ -217,6 +201,22 @@ void copy_values(const Operand& from, std::span<T> to) {
 
 }  // namespace
 
+const char* python_name(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f32:
+            return "float32";
+        case DType::f64:
+            return "float64";
+        case DType::f16:
+            return "float16";
+        case DType::bf16:
+            return "bfloat16";
+        case DType::boolean:
+            return "bool";
+    }
+    return "unknown";
+}
+
 Array::Array(const Shape& shape, DType dtype) : shape_(shape), strides_(shape.size()), dtype_(dtype) {
     std::int64_t step = 1;
     for (std::size_t dim = shape.size(); dim-- > 0;) {
@@ -306,7 +306,7 @@ template BasicTensor<float> to_tensor(nb::handle, const char*);
 template BasicTensor<double> to_tensor(nb::handle, const char*);
 
 Shape to_shape(nb::handle shape) {
-    Shape sizes = PyLong_Check(shape.ptr()) ? Shape{nb::cast<std::int64_t>(shape)} : integers(shape, "shape");
+    Shape sizes = one_or_more_integers(shape, "shape");
     (void)element_count(sizes);
     return sizes;
 }

@@ -34,6 +34,9 @@ private:
     std::shared_ptr<void> memory_;
 };
 
+/// "float32", "bfloat16", …
+[[nodiscard]] const char* python_name(DType dtype) noexcept;
+
 /// An uninitialised array for a result: NumPy's where that can be imported, `like`'s own type where that is an
 /// ml_dtypes array of bfloat16, else an Array.
 [[nodiscard]] nb::object new_array(const Shape& shape, DType dtype, nb::handle like = nb::handle());
