@@ -77,9 +77,12 @@ constexpr const char* kBackwardSignature = "def backward(self, d_output: object)
 template <class Stage>
 void define_module_copies(Class<Stage>& type) {
     type.def("__repr__", [](const Held<Stage>& self) { return self.recipe().text(); });
-    type.def("__reduce__", [](const Held<Stage>& self) {
-        return reduced("load", self.recipe().pair(), to_dict(self.state_dict()), self.training());
-    });
+    type.def(
+        "__reduce__",
+        [](const Held<Stage>& self) {
+            return reduced("load", self.recipe().pair(), to_dict(self.state_dict()), self.training());
+        },
+        nb::sig(kReduce));
 }
 
 /// forward, called too as `module(x)`, and backward of a stage with one input.

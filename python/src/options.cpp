@@ -167,7 +167,7 @@ void bind_mask(nb::module_& module) {
                   "Block-sparse attention: the key blocks that each block of queries may attend to.\n"
                   "List ((s·heads + h)·query_blocks + n) is key_blocks[starts[list] : starts[list + 1]], ascending.");
     type.def("__and__", &both, nb::arg("other"), nb::is_operator(), "What both allow.");
-    type.def("__repr__", &text_of).def("__reduce__", &reduce);
+    type.def("__repr__", &text_of).def("__reduce__", &reduce, nb::sig(kReduce));
 }
 
 void bind_dropout(nb::module_& module) {

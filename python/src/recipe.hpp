@@ -22,6 +22,8 @@ struct Recipe {
     [[nodiscard]] nb::tuple pair() const;
 };
 
+inline constexpr const char* kReduce = "def __reduce__(self) -> tuple[typing.Any, ...]";
+
 /// What __reduce__ returns: that `function` of qkv._copies makes the object from `arguments`.
 template <class... Argument>
 [[nodiscard]] nb::tuple reduced(const char* function, const Argument&... arguments) {
@@ -33,20 +35,22 @@ template <class Type, class RecipeOf>
 void define_copies(Type& type, const RecipeOf& recipe_of) {
     using Held = typename Type::Type;
     type.def("__repr__", [recipe_of](const Held& self) { return recipe_of(self).text(); });
-    type.def("__reduce__", [recipe_of](const Held& self) {
-        const Recipe recipe = recipe_of(self);
-        return reduced("make", recipe.pair());
-    });
+    type.def(
+        "__reduce__", [recipe_of](const Held& self) { return reduced("make", recipe_of(self).pair()); },
+        nb::sig(kReduce));
 }
 
 /// Defines a __reduce__ that refuses, for copy and pickle, saying why.
 template <class Type>
 void refuse_copies(Type& type, const char* why) {
     using Held = typename Type::Type;
-    type.def("__reduce__", [why](const Held&) -> nb::object {
-        PyErr_SetString(PyExc_TypeError, why);
-        throw nb::python_error();
-    });
+    type.def(
+        "__reduce__",
+        [why](const Held&) -> nb::tuple {
+            PyErr_SetString(PyExc_TypeError, why);
+            throw nb::python_error();
+        },
+        nb::sig(kReduce));
 }
 
 }  // namespace qkv::python

@@ -39,7 +39,7 @@ std::int64_t to_integer(nb::handle value, const char* name, const std::string& e
     const nb::object number = index_of(value, name, expected);
     const long long result = PyLong_AsLongLong(number.ptr());
     if (result == -1 && PyErr_Occurred() != nullptr) {
-        refuse_size(number, name, expected + " of 64 bits");
+        refuse_size(number, name, expected + ", of at most 64 bits");
     }
     return result;
 }
@@ -62,7 +62,7 @@ double to_number(nb::handle value, const char* name, const std::string& expected
         const bool too_large = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
         PyErr_Clear();
         if (too_large) {
-            refuse_size(value, name, expected + " that a float can hold");
+            refuse_size(value, name, expected + ", of at most 64 bits");
         }
         refuse(value, name, expected);
     }
