@@ -69,7 +69,7 @@ def _key_lead(lead: torch.Size, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
-        if tensor is attn_mask is None:
+        if tensor is None and name == "attn_mask":
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
@@ -218,7 +218,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        return _forward(*inputs) if _simple(*inputs[:4]) else _attention(*inputs)  # type: ignore[no-any-return]
+        return _forward(*inputs) if _simple(*inputs[:4]) else _attention(*inputs)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -258,7 +258,7 @@ class _DifferentiableBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _backward(*inputs) if _simple(*inputs[:5]) else _attention_backward(*inputs)  # type: ignore[no-any-return]
+        return _backward(*inputs) if _simple(*inputs[:5]) else _attention_backward(*inputs)
 
 
 # The function.

@@ -16,6 +16,8 @@ namespace qkv::python {
 class Array {
 public:
     Array(const Shape& shape, DType dtype);
+    /// The same memory, its elements read as another type of the same size.
+    [[nodiscard]] Array seen_as(DType dtype) const;
 
     [[nodiscard]] void* data() const noexcept { return memory_.get(); }
     [[nodiscard]] DType dtype() const noexcept { return dtype_; }
