@@ -8,6 +8,7 @@ through it. What differs is listed in docs/python.md. `use()` puts it in torch's
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -209,6 +210,19 @@ def _gradients(ctx: Any, grad_output: Tensor | None, _grad_lse: Tensor | None) -
 _attention.register_autograd(_gradients, setup_context=_setup)
 
 
+def _each(operator: Any, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+    """vmap's rule: one call for each index. (Dropout's seed would not stay the same over a batch.)"""
+    if info.batch_size == 0:
+        raise ValueError("qkv.torch: vmap over a dimension of size 0; expected at least 1")
+    results = [operator(*(t if dim is None else t.select(dim, i) for t, dim in zip(inputs, in_dims)))
+               for i in range(info.batch_size)]
+    return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+
+
+_attention.register_vmap(functools.partial(_each, _attention))
+_attention_backward.register_vmap(functools.partial(_each, _attention_backward))
+
+
 class _Differentiable(torch.autograd.Function):
     """The operator without its dispatch, which costs more than a small attention; and what torch.func goes through."""
 
@@ -222,8 +236,9 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_output, query, key, value, attn_mask, keep, seed, _, _, ctx.dropout_p, ctx.is_causal, ctx.scale, _ = inputs
+    grad_output, query, key, value, attn_mask, keep, seed, _, _, ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad = inputs
     ctx.drawn = seed is not None
+    ctx.results = 4 if mask_grad else 3
     ctx.save_for_backward(grad_output, query, key, value, attn_mask, keep)
 
 
@@ -239,7 +254,7 @@ def _second_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
         def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = bool_mask) -> Tensor:
             return _formula(query, key, value, mask, keep, ctx.dropout_p, ctx.is_causal, ctx.scale)
 
-        return torch.func.vjp(formula, *of)[1](grad_output)
+        return torch.func.vjp(formula, *of)[1](grad_output)[: ctx.results]
 
     primal, pull = torch.func.vjp(first, *leaves)
     second = pull(tuple(torch.zeros_like(p) if dd is None else dd for p, dd in zip(primal, grads)))

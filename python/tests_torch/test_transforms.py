@@ -94,6 +94,7 @@ def test_torch_func_gives_torchs_derivatives(name):
         yield torch.func.vjp(value, *tensors)[1](direction)
         yield torch.func.jacrev(value)(*tensors)
         yield torch.func.jacrev(torch.func.jacrev(loss))(*tensors)
+        yield torch.func.jacrev(torch.func.grad(loss), argnums=len(tensors) - 1)(*tensors)
         yield torch.vmap(torch.func.grad(loss, every), randomness="same")(*many)
         yield torch.func.grad(lambda *given: torch.vmap(value, randomness="same")(*given).pow(2).sum(), every)(*many)
 
@@ -145,6 +146,7 @@ def test_the_context_of_exact_dropout_and_the_compiler():
         assert torch.equal(drawn(compiled), exact)
     assert torch.equal(drawn(compiled), seeded)
     assert torch.equal(drawn(torch.compile(inside, backend="aot_eager")), exact)
+    torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="ContextVar"):
         torch.compile(inside, fullgraph=True, backend="aot_eager")()
 
@@ -198,10 +200,15 @@ def test_export_with_free_sizes():
         assert torch.equal(exported.module()(q, k, v), OURS(q, k, v, is_causal=True))
 
 
-def test_vmap_falls_back_to_one_call_each():
-    q, k, v = (draw(3, 2, 4, 5).detach() for _ in range(3))
-    mapped = torch.vmap(lambda a, b, c: OURS(a, b, c))(q, k, v)
-    torch.testing.assert_close(mapped, OURS(q, k, v))
+@pytest.mark.filterwarnings("error")
+def test_vmap_calls_once_for_each_index():
+    q, k, v = (draw(2, 2, 4, 5).detach() for _ in range(3))
+    torch.testing.assert_close(torch.vmap(OURS)(q, k, v), OURS(q, k, v))
+    torch.testing.assert_close(torch.vmap(torch.vmap(OURS))(q, k, v), OURS(q, k, v))
+    mapped = torch.vmap(OURS, (1, None, 0), 2)(q, k[0, 0], v[:, 0])
+    torch.testing.assert_close(mapped, torch.stack([OURS(q[:, i], k[0, 0], v[i, 0]) for i in range(2)], 2))
+    with pytest.raises(ValueError, match="vmap over a dimension of size 0"):
+        torch.vmap(OURS)(q[:0], k[:0], v[:0])
 
 
 def test_in_the_place_of_torchs_function():
