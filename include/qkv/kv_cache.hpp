@@ -57,6 +57,7 @@ struct WindowedOptions {
     std::int64_t window = 0;  ///< a token sees itself and the window − 1 before it
     /// Tokens that may be appended before the first of them is attended to: a chunk's first query looks back from
     /// before the chunk. The ring has room for window + max_append tokens, rounded up to blocks, and one block.
+    /// A longer append leaves the last ones; attention refuses queries that look back past them.
     std::int64_t max_append = 1;
     std::int64_t sequences = 1;  ///< the pool has one ring's blocks for each
     std::int64_t block_tokens = 64;

@@ -8,6 +8,7 @@ through it. What differs is listed in docs/python.md. `use()` puts it in torch's
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,7 +70,11 @@ def _key_lead(lead: torch.Size, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 def _check(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value), ("attn_mask", attn_mask)):
-        if tensor is not None and tensor.device.type != "cpu":
+        if tensor is None and name == "attn_mask":
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}; expected a torch.Tensor")
+        if tensor.device.type != "cpu":
             raise ValueError(f"{name} lies on {tensor.device}; expected the CPU")
     if query.dtype not in _FLOATS:
         raise TypeError(f"query has type {query.dtype}; expected float32, bfloat16, float16 or float64")
@@ -192,27 +197,48 @@ def _gradients(ctx: Any, grad_output: Tensor | None, _grad_lse: Tensor | None) -
     mask_grad = bool(ctx.needs_input_grad[3])
     # The operator where this is traced or differentiated itself.
     tensors = (grad_output, query, key, value, attn_mask)
-    function = _backward if _simple(*tensors) and not _differentiated(*tensors) else _attention_backward
+    function: Any = _backward
+    if _transformed():
+        function = _DifferentiableBackward.apply
+    elif not _simple(*tensors) or _differentiated(*tensors):
+        function = _attention_backward
     dq, dk, dv, dm = function(grad_output, query, key, value, attn_mask, keep, seed, out, lse,
-                                         ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad)
+                              ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad)
     return dq, dk, dv, dm if mask_grad else None, None, None, None, None, None, None
 
 
 _attention.register_autograd(_gradients, setup_context=_setup)
 
 
-class _Differentiable(torch.autograd.Function):
-    """The operator without its dispatch, which costs more than a small attention."""
+def _each(operator: Any, info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+    """vmap's rule: one call for each index. (Dropout's seed would not stay the same over a batch.)"""
+    if info.batch_size == 0:
+        raise ValueError("qkv.torch: vmap over a dimension of size 0; expected at least 1")
+    results = [operator(*(t if dim is None else t.select(dim, i) for t, dim in zip(inputs, in_dims)))
+               for i in range(info.batch_size)]
+    return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
 
-    forward = staticmethod(_forward)
+
+_attention.register_vmap(functools.partial(_each, _attention))
+_attention_backward.register_vmap(functools.partial(_each, _attention_backward))
+
+
+class _Differentiable(torch.autograd.Function):
+    """The operator without its dispatch, which costs more than a small attention; and what torch.func goes through."""
+
+    generate_vmap_rule = True
     setup_context = staticmethod(_setup)
     backward = staticmethod(_gradients)
 
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return _forward(*inputs) if _simple(*inputs[:4]) else _attention(*inputs)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_output, query, key, value, attn_mask, keep, seed, _, _, ctx.dropout_p, ctx.is_causal, ctx.scale, _ = inputs
+    grad_output, query, key, value, attn_mask, keep, seed, _, _, ctx.dropout_p, ctx.is_causal, ctx.scale, mask_grad = inputs
     ctx.drawn = seed is not None
+    ctx.results = 4 if mask_grad else 3
     ctx.save_for_backward(grad_output, query, key, value, attn_mask, keep)
 
 
@@ -221,27 +247,41 @@ def _second_gradients(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, .
     if ctx.drawn:
         raise NotImplementedError("qkv.torch: no second derivatives with seeded dropout; use exact_dropout")
     *tensors, keep = ctx.saved_tensors
-    wanted = [tensor is not None and bool(needs) for tensor, needs in zip(tensors, ctx.needs_input_grad)]
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views of what is differentiated further, so that the graph goes on behind them.
-        leaves = [t if t is None or not t.is_floating_point() else
-                  t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in tensors]
-        grad_output, query, key, value, attn_mask = leaves
-        out = _formula(query, key, value, attn_mask, keep, ctx.dropout_p, ctx.is_causal, ctx.scale)
-        inputs = [t for t in leaves[1:] if t is not None and t.requires_grad]
-        first = torch.autograd.grad(out, inputs, grad_output, create_graph=True)
-        pairs = [(g, dd) for g, dd in zip(first, grads) if dd is not None]
-        asked = [t for t, want in zip(leaves, wanted) if want]
-        second = iter(torch.autograd.grad([g for g, _ in pairs], asked, [dd for _, dd in pairs], allow_unused=True,
-                                          create_graph=create_graph))
-    return (*(next(second) if want else None for want in wanted), *(None,) * 8)
+    leaves = [t for t in tensors if t is not None and t.is_floating_point()]
+    bool_mask = tensors[4] if len(leaves) < 5 else None
+
+    def first(grad_output: Tensor, *of: Tensor) -> Any:
+        def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = bool_mask) -> Tensor:
+            return _formula(query, key, value, mask, keep, ctx.dropout_p, ctx.is_causal, ctx.scale)
+
+        return torch.func.vjp(formula, *of)[1](grad_output)[: ctx.results]
+
+    primal, pull = torch.func.vjp(first, *leaves)
+    second = pull(tuple(torch.zeros_like(p) if dd is None else dd for p, dd in zip(primal, grads)))
+    return (*second, *(None,) * (13 - len(second)))
 
 
 _attention_backward.register_autograd(_second_gradients, setup_context=_setup_backward)
 
 
+class _DifferentiableBackward(torch.autograd.Function):
+    """The gradients' operator for torch.func."""
+
+    generate_vmap_rule = True
+    setup_context = staticmethod(_setup_backward)
+    backward = staticmethod(_second_gradients)
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _backward(*inputs) if _simple(*inputs[:5]) else _attention_backward(*inputs)
+
+
 # The function.
+
+
+def _transformed() -> bool:
+    """Whether torch.func's transforms look on. (Not where the compiler traces them: it knows the operators.)"""
+    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
 
 
 def _simple(*tensors: Tensor | None) -> bool:
@@ -301,6 +341,30 @@ def scaled_dot_product_attention(
         return torch.overrides.handle_torch_function(
             scaled_dot_product_attention, (query, key, value, attn_mask), query, key, value, attn_mask, dropout_p,
             is_causal, scale, enable_gqa, exact_dropout=exact_dropout)
+    try:
+        return _call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, exact_dropout)
+    except (ValueError, TypeError, BufferError, AttributeError) as error:
+        # The library's words for its four-dimensional views; these name the arguments that were given.
+        _check(query, key, value, attn_mask, is_causal)
+        _lead(query, key, value, enable_gqa)
+        if isinstance(error, TypeError):
+            _check_settings(dropout_p, is_causal, scale, enable_gqa)
+        raise
+
+
+def _check_settings(dropout_p: float, is_causal: bool, scale: float | None, enable_gqa: bool) -> None:
+    """Looks for what made a call fail."""
+    for name, number in (("dropout_p", dropout_p), ("scale", 1.0 if scale is None else scale)):
+        if not isinstance(number, (int, float)) or isinstance(number, bool):
+            raise TypeError(f"{name} is a {type(number).__name__}; expected a number") from None
+    for name, flag in (("is_causal", is_causal), ("enable_gqa", enable_gqa)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is a {type(flag).__name__}; expected True or False") from None
+
+
+def _call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
+          scale: float | None, enable_gqa: bool, exact_dropout: bool | None) -> Tensor:
+    """The way to the numbers that suits who looks on: nobody, autograd, torch.func or the compiler."""
     if torch.is_autocast_enabled("cpu"):
         low = torch.get_autocast_dtype("cpu")
         query, key, value = (t.to(low) if t.dtype != torch.float64 else t for t in (query, key, value))
@@ -316,29 +380,28 @@ def scaled_dot_product_attention(
         else:
             seed = torch.randint(2**63 - 1, (), dtype=torch.int64)
     tensors = (query, key, value, attn_mask)
-    try:
-        if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-            raise NotImplementedError("qkv.torch: no forward-mode derivatives; use torch's own function for them")
-        if not _simple(*tensors):
-            _check(query, key, value, attn_mask, is_causal)
-            return _attention(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
-        if _differentiated(*tensors):
-            _check(query, key, value, attn_mask, is_causal)
-            return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,
-                                         enable_gqa)[0]
-        return _core.torch_forward(query, key, value, attn_mask, keep, None, None, dropout_p,
-                                   0 if seed is None else int(seed), is_causal, scale, enable_gqa,
-                                   torch.get_num_threads())
-    except (ValueError, TypeError, BufferError):
-        # The library's words for its four-dimensional views; these name the tensors that were given.
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        raise NotImplementedError("qkv.torch: no forward-mode derivatives (jvp, jacfwd, hessian); use vjp or jacrev, once "
+                                  "or twice, or torch's own function")
+    if not _simple(*tensors):
         _check(query, key, value, attn_mask, is_causal)
-        _lead(query, key, value, enable_gqa)
-        raise
+        operator: Any = _Differentiable.apply if _transformed() else _attention
+        return operator(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
+    if _differentiated(*tensors):
+        _check(query, key, value, attn_mask, is_causal)
+        return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,
+                                     enable_gqa)[0]
+    return _core.torch_forward(query, key, value, attn_mask, keep, None, None, dropout_p,
+                               0 if seed is None else int(seed), is_causal, scale, enable_gqa,
+                               torch.get_num_threads())
 
 
 @contextlib.contextmanager
 def exact_dropout(on: bool = True) -> Iterator[None]:
     """Within it, dropout draws torch's own mask where a call does not say otherwise.
+
+    Around a compiled function, too. Inside one it breaks the graph, which fullgraph=True refuses: give the call
+    exact_dropout=True there.
 
     >>> import torch, qkv.torch
     >>> x = torch.ones(4, 8)
@@ -357,7 +420,7 @@ def _in_place_of_torch(query: Tensor, key: Tensor, value: Tensor, attn_mask: Ten
                        enable_gqa: bool = False) -> Tensor:
     """Ours for plain CPU tensors of float types, torch's for all others (devices, nested tensors)."""
     ours = all(
-        t.device.type == "cpu" and t.layout == torch.strided and t.dtype in _FLOATS for t in (query, key, value))
+        isinstance(t, Tensor) and t.device.type == "cpu" and t.layout == torch.strided and t.dtype in _FLOATS for t in (query, key, value))
     function = scaled_dot_product_attention if ours else _torch_attention
     return function(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 

@@ -15,22 +15,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 
-constexpr const char* python_name(DType dtype) noexcept {
-    switch (dtype) {
-        case DType::f32:
-            return "float32";
-        case DType::f64:
-            return "float64";
-        case DType::f16:
-            return "float16";
-        case DType::bf16:
-            return "bfloat16";
-        case DType::boolean:
-            return "bool";
-    }
-    return "unknown";
-}
-
 constexpr dlpack::DataType dlpack_type(DType dtype) noexcept {
     const auto bits = static_cast<std::uint8_t>(size_of(dtype) * 8);
     switch (dtype) {
@@ -151,6 +135,14 @@ nb::object export_dlpack(const Array& array, nb::handle stream, nb::handle max_v
                                    [](PyObject* capsule) { delete_unused<dlpack::Unversioned>(capsule, "dltensor"); }));
 }
 
+nb::object to_numpy(const Array& array, nb::handle dtype, nb::handle copy) {
+    if (array.dtype() != DType::bf16) {
+        return nb::module_::import_("numpy").attr("array")(array, nb::arg("dtype") = dtype, nb::arg("copy") = copy);
+    }
+    // NumPy takes the bits as float16.
+    return nb::module_::import_("qkv._numpy").attr("bfloat16")(array.seen_as(DType::f16), dtype, copy);
+}
+
 const char* buffer_format(DType dtype) noexcept {
     switch (dtype) {
         case DType::f32:
@@ -217,6 +209,22 @@ void copy_values(const Operand& from, std::span<T> to) {
 
 }  // namespace
 
+const char* python_name(DType dtype) noexcept {
+    switch (dtype) {
+        case DType::f32:
+            return "float32";
+        case DType::f64:
+            return "float64";
+        case DType::f16:
+            return "float16";
+        case DType::bf16:
+            return "bfloat16";
+        case DType::boolean:
+            return "bool";
+    }
+    return "unknown";
+}
+
 Array::Array(const Shape& shape, DType dtype) : shape_(shape), strides_(shape.size()), dtype_(dtype) {
     std::int64_t step = 1;
     for (std::size_t dim = shape.size(); dim-- > 0;) {
@@ -230,6 +238,12 @@ Array::Array(const Shape& shape, DType dtype) : shape_(shape), strides_(shape.si
     const std::align_val_t alignment{kAlignment};
     memory_ = std::shared_ptr<void>(::operator new(static_cast<std::size_t>(bytes_), alignment),
                                     [](void* memory) { ::operator delete(memory, std::align_val_t{kAlignment}); });
+}
+
+Array Array::seen_as(DType dtype) const {
+    Array seen = *this;
+    seen.dtype_ = dtype;
+    return seen;
 }
 
 nb::object to_tuple(const Shape& shape) {
@@ -306,7 +320,7 @@ template BasicTensor<float> to_tensor(nb::handle, const char*);
 template BasicTensor<double> to_tensor(nb::handle, const char*);
 
 Shape to_shape(nb::handle shape) {
-    Shape sizes = PyLong_Check(shape.ptr()) ? Shape{nb::cast<std::int64_t>(shape)} : integers(shape, "shape");
+    Shape sizes = one_or_more_integers(shape, "shape");
     (void)element_count(sizes);
     return sizes;
 }
@@ -329,6 +343,10 @@ void bind_array(nb::module_& module) {
                  return concat("qkv.Array(shape=", nb::repr(to_tuple(array.shape())).c_str(),
                                ", dtype=", python_name(array.dtype()), ")");
              })
+        .def("__array__", &to_numpy, nb::arg("dtype") = nb::none(), nb::arg("copy") = nb::none(),
+             nb::sig("def __array__(self, dtype: typing.Any = None, copy: bool | None = None) -> typing.Any"),
+             "What numpy.asarray asks for where the buffer protocol has no such type: an ml_dtypes array that shares\n"
+             "the memory, or with a dtype a copy as that.")
         .def("__dlpack__", &export_dlpack, nb::kw_only(), nb::arg("stream") = nb::none(),
              nb::arg("max_version") = nb::none(), nb::arg("dl_device") = nb::none(), nb::arg("copy") = nb::none(),
              nb::sig("def __dlpack__(self, *, stream: None = None, max_version: tuple[int, int] | None = None, "

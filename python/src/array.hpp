@@ -16,6 +16,8 @@ namespace qkv::python {
 class Array {
 public:
     Array(const Shape& shape, DType dtype);
+    /// The same memory, its elements read as another type of the same size.
+    [[nodiscard]] Array seen_as(DType dtype) const;
 
     [[nodiscard]] void* data() const noexcept { return memory_.get(); }
     [[nodiscard]] DType dtype() const noexcept { return dtype_; }
@@ -33,6 +35,9 @@ private:
     std::int64_t bytes_ = 0;
     std::shared_ptr<void> memory_;
 };
+
+/// "float32", "bfloat16", …
+[[nodiscard]] const char* python_name(DType dtype) noexcept;
 
 /// An uninitialised array for a result: NumPy's where that can be imported, `like`'s own type where that is an
 /// ml_dtypes array of bfloat16, else an Array.

@@ -2,13 +2,12 @@
 #include "qkv/attention.hpp"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
 
 #include <string>
 
 #include "arguments.hpp"
 #include "bindings.hpp"
+#include "define.hpp"
 #include "options.hpp"
 #include "runtime.hpp"
 
@@ -40,7 +39,7 @@ struct Inputs {
 };
 
 nb::object run(const Inputs& inputs, const Wanted& out, const OptionArguments& arguments, const AttentionExtras& extras,
-               nb::handle runtime) {
+               const Runtime* runtime) {
     const Options options(arguments);
     const auto threads = runtime_of(runtime);
     const ConstTensorView q = inputs.q.view();
@@ -54,9 +53,9 @@ nb::object run(const Inputs& inputs, const Wanted& out, const OptionArguments& a
     return out.result();
 }
 
-nb::object attention_only(nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle mask,
-                          std::optional<double> scale, double softcap, nb::handle sinks, nb::handle dropout,
-                          nb::handle offsets, nb::handle runtime) {
+nb::object attention_only(nb::handle q, nb::handle k, nb::handle v, nb::handle out, const HeldMask* mask,
+                          std::optional<double> scale, double softcap, nb::handle sinks, const HeldDropout* dropout,
+                          const Offsets* offsets, const Runtime* runtime) {
     const Inputs inputs(q, k, v);
     return run(inputs, inputs.out(out, q), {mask, scale, softcap, sinks, dropout, offsets}, {}, runtime);
 }
@@ -79,8 +78,8 @@ ScorePoint to_score_point(const std::string& name) {
 
 nb::tuple attention_with(nb::handle q, nb::handle k, nb::handle v, nb::handle lse, nb::handle weights,
                          nb::handle scores, const std::string& scores_at, bool lse_counts_sinks, nb::handle out,
-                         nb::handle mask, std::optional<double> scale, double softcap, nb::handle sinks,
-                         nb::handle dropout, nb::handle offsets, nb::handle runtime) {
+                         const HeldMask* mask, std::optional<double> scale, double softcap, nb::handle sinks,
+                         const HeldDropout* dropout, const Offsets* offsets, const Runtime* runtime) {
     const Inputs inputs(q, k, v);
     const DType sums = sum_type(inputs.q.dtype());
     const Shape pairs = inputs.shape_of(inputs.k.size(inputs.k.rank() - 2));
@@ -126,10 +125,10 @@ void merge_sinks(nb::handle out, nb::handle lse, nb::handle sinks) {
 }  // namespace
 
 void bind_attention(nb::module_& module) {
-    module.def(
-        "attention", &attention_only, nb::arg("q").none(), nb::arg("k").none(), nb::arg("v").none(), nb::kw_only(),
-        nb::arg("out").none() = nb::none(), nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
-        nb::arg("softcap") = 0.0, nb::arg("sinks").none() = nb::none(), nb::arg("dropout") = nb::none(),
+    define(
+        module, "attention", &attention_only, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::kw_only(),
+        nb::arg("out") = nb::none(), nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
+        nb::arg("softcap") = 0.0, nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(),
         nb::arg("offsets") = nb::none(), nb::arg("runtime") = nb::none(),
         nb::sig(
             "def attention(q: object, k: object, v: object, *, out: object | None = None, mask: Mask | None = None, "
@@ -154,29 +153,25 @@ void bind_attention(nb::module_& module) {
         ">>> x = numpy.eye(3, dtype=numpy.float32)\n"
         ">>> qkv.attention(x, x, x, mask=qkv.Mask.causal(\"top_left\"), scale=0.0).round(2).tolist()[1]\n"
         "[0.5, 0.5, 0.0]");
-    module.def(
-        "attention_with", &attention_with, nb::arg("q").none(), nb::arg("k").none(), nb::arg("v").none(), nb::kw_only(),
-        nb::arg("lse").none() = nb::none(), nb::arg("weights") = nb::none(), nb::arg("scores") = nb::none(),
-        nb::arg("scores_at") = "masked", nb::arg("lse_counts_sinks") = true, nb::arg("out").none() = nb::none(),
-        nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(), nb::arg("softcap") = 0.0,
-        nb::arg("sinks").none() = nb::none(), nb::arg("dropout") = nb::none(), nb::arg("offsets") = nb::none(),
-        nb::arg("runtime") = nb::none(),
-        nb::sig("def attention_with(q: object, k: object, v: object, *, lse: object = None, weights: object = None, "
-                "scores: object = None, scores_at: str = 'masked', lse_counts_sinks: bool = True, "
-                "out: object | None = None, mask: Mask | None = None, scale: float | None = None, "
-                "softcap: float = 0.0, sinks: object | None = None, dropout: Dropout | None = None, "
-                "offsets: Offsets | None = None, runtime: Runtime | None = None) -> tuple[typing.Any, ...]"),
-        "What qkv.attention_with names: (context, lse, weights, scores).");
-    module.def(
-        "attention_merge", &merge, nb::arg("out").none(), nb::arg("lse").none(), nb::arg("part_out").none(),
-        nb::arg("part_lse").none(),
-        nb::sig("def attention_merge(out: object, lse: object, part_out: object, part_lse: object) -> None"),
-        "(out, lse) <- (out, lse) and (part_out, part_lse) together, in place, as if one call had seen the keys of\n"
-        "both. float32 or float64, [B, Hq, Tq, Dv] and [B, Hq, Tq]; lse without sinks.");
-    module.def("attention_merge_sinks", &merge_sinks, nb::arg("out").none(), nb::arg("lse").none(),
-               nb::arg("sinks").none(),
-               nb::sig("def attention_merge_sinks(out: object, lse: object, sinks: object) -> None"),
-               "The sinks [Hq], once, after the last merge, in place.");
+    define(module, "attention_with", &attention_with, nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::kw_only(),
+           nb::arg("lse") = nb::none(), nb::arg("weights") = nb::none(), nb::arg("scores") = nb::none(),
+           nb::arg("scores_at") = "masked", nb::arg("lse_counts_sinks") = true, nb::arg("out") = nb::none(),
+           nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(), nb::arg("softcap") = 0.0,
+           nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(), nb::arg("offsets") = nb::none(),
+           nb::arg("runtime") = nb::none(),
+           nb::sig("def attention_with(q: object, k: object, v: object, *, lse: object = None, weights: object = None, "
+                   "scores: object = None, scores_at: str = 'masked', lse_counts_sinks: bool = True, "
+                   "out: object | None = None, mask: Mask | None = None, scale: float | None = None, "
+                   "softcap: float = 0.0, sinks: object | None = None, dropout: Dropout | None = None, "
+                   "offsets: Offsets | None = None, runtime: Runtime | None = None) -> tuple[typing.Any, ...]"),
+           "What qkv.attention_with names: (context, lse, weights, scores).");
+    define(module, "attention_merge", &merge, nb::arg("out"), nb::arg("lse"), nb::arg("part_out"), nb::arg("part_lse"),
+           nb::sig("def attention_merge(out: object, lse: object, part_out: object, part_lse: object) -> None"),
+           "(out, lse) <- (out, lse) and (part_out, part_lse) together, in place, as if one call had seen the keys of\n"
+           "both. float32 or float64, [B, Hq, Tq, Dv] and [B, Hq, Tq]; lse without sinks.");
+    define(module, "attention_merge_sinks", &merge_sinks, nb::arg("out"), nb::arg("lse"), nb::arg("sinks"),
+           nb::sig("def attention_merge_sinks(out: object, lse: object, sinks: object) -> None"),
+           "The sinks [Hq], once, after the last merge, in place.");
 }
 
 }  // namespace qkv::python

@@ -1,9 +1,9 @@
 // attention_backward.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
 
 #include "arguments.hpp"
 #include "bindings.hpp"
+#include "define.hpp"
 #include "options.hpp"
 #include "qkv/attention.hpp"
 #include "runtime.hpp"
@@ -38,8 +38,8 @@ Shape head_shape(const std::optional<ConstTensorView>& view) {
 
 nb::tuple backward(nb::handle d_out, nb::handle q, nb::handle k, nb::handle v, nb::handle out, nb::handle lse,
                    nb::handle dq, nb::handle dk, nb::handle dv, nb::handle dbias, nb::handle dsinks, nb::handle dalibi,
-                   bool lse_counts_sinks, nb::handle mask, std::optional<double> scale, double softcap,
-                   nb::handle sinks, nb::handle dropout, nb::handle offsets, nb::handle runtime) {
+                   bool lse_counts_sinks, const HeldMask* mask, std::optional<double> scale, double softcap,
+                   nb::handle sinks, const HeldDropout* dropout, const Offsets* offsets, const Runtime* runtime) {
     const Operand query = read_input(q, "q");
     const Operand key = read_input(k, "k");
     const Operand value = read_input(v, "v");
@@ -104,14 +104,13 @@ nb::tuple backward(nb::handle d_out, nb::handle q, nb::handle k, nb::handle v, n
 }  // namespace
 
 void bind_backward(nb::module_& module) {
-    module.def(
-        "attention_backward", &backward, nb::arg("d_out").none(), nb::arg("q").none(), nb::arg("k").none(),
-        nb::arg("v").none(), nb::arg("out").none(), nb::arg("lse").none(), nb::kw_only(), nb::arg("dq").none() = true,
-        nb::arg("dk").none() = true, nb::arg("dv").none() = true, nb::arg("dbias") = nb::none(),
-        nb::arg("dsinks") = nb::none(), nb::arg("dalibi") = nb::none(), nb::arg("lse_counts_sinks") = true,
-        nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(), nb::arg("softcap") = 0.0,
-        nb::arg("sinks").none() = nb::none(), nb::arg("dropout") = nb::none(), nb::arg("offsets") = nb::none(),
-        nb::arg("runtime") = nb::none(),
+    define(
+        module, "attention_backward", &backward, nb::arg("d_out"), nb::arg("q"), nb::arg("k"), nb::arg("v"),
+        nb::arg("out"), nb::arg("lse"), nb::kw_only(), nb::arg("dq") = true, nb::arg("dk") = true, nb::arg("dv") = true,
+        nb::arg("dbias") = nb::none(), nb::arg("dsinks") = nb::none(), nb::arg("dalibi") = nb::none(),
+        nb::arg("lse_counts_sinks") = true, nb::arg("mask") = nb::none(), nb::arg("scale") = nb::none(),
+        nb::arg("softcap") = 0.0, nb::arg("sinks") = nb::none(), nb::arg("dropout") = nb::none(),
+        nb::arg("offsets") = nb::none(), nb::arg("runtime") = nb::none(),
         nb::sig("def attention_backward(d_out: object, q: object, k: object, v: object, out: object, lse: object, *, "
                 "dq: object = True, dk: object = True, dv: object = True, dbias: object = None, "
                 "dsinks: object = None, dalibi: object = None, lse_counts_sinks: bool = True, "

@@ -1,12 +1,12 @@
 // safetensors files, and other arrays of host memory.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/string.h>
 
 #include <filesystem>
 
 #include "bindings.hpp"
+#include "define.hpp"
 #include "qkv/io.hpp"
 #include "state.hpp"
 
@@ -40,20 +40,32 @@ std::vector<bool> to_flags(nb::handle object, const char* name) {
     return flags;
 }
 
+namespace {
+
+io::Metadata to_metadata(nb::handle dict) {
+    io::Metadata metadata;
+    if (!nb::try_cast(dict, metadata)) {
+        refuse(dict, "metadata", "a dict of str to str");
+    }
+    return metadata;
+}
+
+}  // namespace
+
 void bind_files(nb::module_& module) {
-    module.def(
-        "read_safetensors",
+    define(
+        module, "read_safetensors",
         [](const std::filesystem::path& path) { return to_dict(io::read_safetensors<float>(path)); }, nb::arg("path"),
         nb::sig("def read_safetensors(path: str | os.PathLike[str]) -> dict[str, typing.Any]"),
         "All tensors of a safetensors file as float32. The file is checked completely before anything is allocated "
         "from\n"
         "what it declares. Raises OSError if it cannot be read, ValueError if its content is refused.");
-    module.def(
-        "write_safetensors",
-        [](const std::filesystem::path& path, nb::handle tensors, const io::Metadata& metadata) {
-            io::write_safetensors(path, to_state(tensors, "tensors"), metadata);
+    define(
+        module, "write_safetensors",
+        [](const std::filesystem::path& path, nb::handle tensors, nb::handle metadata) {
+            io::write_safetensors(path, to_state(tensors, "tensors"), to_metadata(metadata));
         },
-        nb::arg("path"), nb::arg("tensors").none(), nb::arg("metadata") = io::Metadata{},
+        nb::arg("path"), nb::arg("tensors"), nb::arg("metadata") = nb::dict(),
         nb::sig("def write_safetensors(path: str | os.PathLike[str], tensors: collections.abc.Mapping[str, object], "
                 "metadata: dict[str, str] = {}) -> None"),
         "Writes float arrays as F32. The file appears whole or not at all.");

@@ -9,6 +9,7 @@
 #include "qkv/error.hpp"
 #include "rope.hpp"
 #include "runtime.hpp"
+#include "words.hpp"
 
 namespace {
 
@@ -33,7 +34,7 @@ void translate(const std::exception_ptr& thrown, void* /*payload*/) {
     try {
         std::rethrow_exception(thrown);
     } catch (const qkv::Error& error) {
-        PyErr_SetString(exception_of(error.code()), error.what());
+        PyErr_SetString(exception_of(error.code()), qkv::python::in_python_words(error.what()).c_str());
     }
 }
 

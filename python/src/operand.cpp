@@ -3,7 +3,7 @@
 #include <cstring>
 #include <utility>
 
-#include "raise.hpp"
+#include "take.hpp"
 
 namespace qkv::python {
 
@@ -49,7 +49,7 @@ Operand::Operand(nb::handle object, const char* name, Access access) : name_(nam
             refuse(PyExc_TypeError, concat("is a ", Py_TYPE(object.ptr())->tp_name,
                                            "; expected an array with the buffer protocol or DLPack"));
         }
-        if (access == Access::write && read_only_) {
+        if ((access == Access::write || access == Access::write_new) && read_only_) {
             refuse(PyExc_BufferError, "is read-only; expected memory that can be written");
         }
     } catch (...) {
@@ -139,6 +139,20 @@ void Operand::read_bfloat16(nb::handle object, Access access) {
     type_ = {dlpack::kBfloat, 16, 1};
 }
 
+/// What __dlpack__ and torch's own operations see to, and the exchange table does not.
+void Operand::respect_autograd(nb::handle tensor, Access access) const {
+    if (const nb::object grad = attribute(tensor, "requires_grad"); grad.is_valid() && grad.ptr() == Py_True) {
+        refuse(PyExc_BufferError,
+               access == Access::read
+                   ? "requires grad, which would be lost here; call detach(), or use qkv.torch"
+                   : "requires grad, and what is filled does not support automatic differentiation; call detach()");
+    }
+    // Backward refuses a tensor that was saved for it and written since. Inference tensors do not count writes.
+    if (access == Access::write && attribute(tensor, "_version").is_valid()) {
+        nb::module_::import_("torch.autograd.graph").attr("increment_version")(tensor);
+    }
+}
+
 bool Operand::read_exchange(nb::handle object, Access access) {
     const nb::object capsule =
         attribute(nb::handle(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()))), "__dlpack_c_exchange_api__");
@@ -153,10 +167,8 @@ bool Operand::read_exchange(nb::handle object, Access access) {
     if (table == nullptr) {
         return false;
     }
-    // __dlpack__ refuses this; the table does not ask.
-    if (const nb::object grad = attribute(object, "requires_grad");
-        access == Access::read && grad.is_valid() && grad.ptr() == Py_True) {
-        refuse(PyExc_BufferError, "requires grad, which would be lost here; call detach(), or use qkv.torch");
+    if (access == Access::read || access == Access::write) {
+        respect_autograd(object, access);
     }
     dlpack::Tensor tensor{};
     if (table->borrow != nullptr) {
@@ -361,13 +373,22 @@ std::vector<std::int64_t> integers(nb::handle object, const char* name) {
     }
     std::vector<std::int64_t> numbers;
     for (const nb::handle item : object) {
-        const long long number = PyLong_AsLongLong(item.ptr());
-        if (number == -1 && PyErr_Occurred() != nullptr) {
-            raise_from_current(PyExc_TypeError, name, " holds something that is no whole number of 64 bits");
-        }
-        numbers.push_back(number);
+        const bool plain = PyLong_CheckExact(item.ptr());
+        int overflow = 0;
+        const long long number = plain ? PyLong_AsLongLongAndOverflow(item.ptr(), &overflow) : 0;
+        // The item's place is put into words only where they may be needed.
+        numbers.push_back(plain && overflow == 0 ? number
+                                                 : to_integer(item, concat(name, "[", numbers.size(), "]").c_str()));
     }
     return numbers;
+}
+
+std::vector<std::int64_t> one_or_more_integers(nb::handle object, const char* name) {
+    if (PyIndex_Check(object.ptr()) != 0 && PyObject_Size(object.ptr()) < 0) {  // an array has a size
+        PyErr_Clear();
+        return {to_integer(object, name)};
+    }
+    return integers(object, name);
 }
 
 }  // namespace qkv::python

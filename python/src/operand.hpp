@@ -26,6 +26,7 @@ public:
         read,
         read_value,  ///< as read, and a tensor that requires grad too: the caller sees to its gradient
         write,
+        write_new,  ///< as write, and autograd knows nothing of the memory yet
     };
 
     Operand() = default;
@@ -65,6 +66,7 @@ private:
     bool read_buffer(nb::handle object, Access access);
     void read_bfloat16(nb::handle object, Access access);
     bool read_exchange(nb::handle object, Access access);
+    void respect_autograd(nb::handle tensor, Access access) const;
     bool read_dlpack(nb::handle object);
     void take(const dlpack::Tensor& tensor);
     void release() noexcept;
@@ -93,5 +95,7 @@ private:
 
 /// A list, a tuple or an array of whole numbers. Throws TypeError naming `name`.
 [[nodiscard]] std::vector<std::int64_t> integers(nb::handle object, const char* name);
+/// The same, or one whole number.
+[[nodiscard]] std::vector<std::int64_t> one_or_more_integers(nb::handle object, const char* name);
 
 }  // namespace qkv::python

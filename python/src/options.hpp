@@ -9,13 +9,15 @@
 
 #include "operand.hpp"
 #include "qkv/attention.hpp"
+#include "recipe.hpp"
 
 namespace qkv::python {
 
-/// A qkv::Mask together with the memory that it refers to.
+/// A qkv::Mask together with the memory that it refers to, and what it was made of.
 struct HeldMask {
     qkv::Mask mask;
     std::vector<std::shared_ptr<const void>> held;
+    std::vector<Recipe> parts;
 };
 
 /// A qkv::Dropout together with the memory that it refers to.
@@ -24,16 +26,17 @@ struct HeldDropout {
     std::uint64_t seed = 0;
     std::shared_ptr<const Operand> keep;
     std::vector<std::int64_t> sequence_ids;
+    Recipe recipe;
 };
 
 /// The keyword arguments that every attention function shares.
 struct OptionArguments {
-    nb::handle mask;
+    const HeldMask* mask;  // null: none, as for those below
     std::optional<double> scale;
     double softcap;
     nb::handle sinks;
-    nb::handle dropout;
-    nb::handle offsets;
+    const HeldDropout* dropout;
+    const Offsets* offsets;
 };
 
 /// AttentionOptions made from them. The arguments must outlive it.
@@ -46,9 +49,6 @@ private:
     Operand sinks_;
     AttentionOptions value_;
 };
-
-/// "top_left" or "bottom_right". Throws ValueError naming `align`.
-[[nodiscard]] Align to_align(nb::handle text);
 
 void bind_options(nb::module_& module);
 

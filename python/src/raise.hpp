@@ -4,20 +4,13 @@
 #include <nanobind/nanobind.h>
 
 #include <algorithm>
-#include <sstream>
 #include <string>
+
+#include "core/check.hpp"
 
 namespace qkv::python {
 
 namespace nb = nanobind;
-
-/// Concatenates anything that streams.
-template <class... Part>
-[[nodiscard]] std::string concat(const Part&... part) {
-    std::ostringstream text;
-    (text << ... << part);
-    return text.str();
-}
 
 template <class... Part>
 [[noreturn]] void raise(PyObject* exception, const Part&... part) {

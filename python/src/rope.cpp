@@ -1,6 +1,5 @@
 #include "rope.hpp"
 
-#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <optional>
@@ -8,6 +7,7 @@
 #include <utility>
 
 #include "arguments.hpp"
+#include "define.hpp"
 #include "runtime.hpp"
 
 namespace qkv::python {
@@ -31,14 +31,12 @@ public:
         left_ = nb::steal<nb::dict>(PyDict_Copy(dict.ptr()));
     }
 
-    /// Sets `value` to the entry of that name, where there is one. Throws TypeError naming it.
+    /// Sets `value` to the entry of that name, where there is one. Throws TypeError or ValueError naming it.
     template <class T>
     Entries& take(const char* name, T& value) {
         if (left_.contains(name)) {
             const nb::object entry = left_[name];
-            if (!nb::try_cast(entry, value)) {
-                raise(PyExc_TypeError, "scaling['", name, "'] is ", nb::repr(entry).c_str());
-            }
+            value = python::take<T>(entry, concat("scaling['", name, "']").c_str());
             PyDict_DelItemString(left_.ptr(), name);
         }
         return *this;
@@ -94,19 +92,33 @@ RopeScaling to_scaling(nb::handle dict) {
 void construct(HeldRope* self, std::int64_t head_dim, std::int64_t rotary_dim, double base, const std::string& pairing,
                nb::handle scaling) {
     const RopeOptions options{rotary_dim, base, to_pairing(pairing), to_scaling(scaling)};
-    new (self) HeldRope{Rope(options, head_dim), nullptr, nullptr};
+    Rope rope(options, head_dim);
+    const Recipe recipe{"Rope",
+                        {{"head_dim", nb::cast(head_dim)},
+                         {"rotary_dim", nb::cast(rope.rotary_dim())},
+                         {"base", nb::cast(base)},
+                         {"pairing", nb::cast(pairing)},
+                         {"scaling", scaling.is_none() ? nb::none() : nb::steal(PyDict_Copy(scaling.ptr()))}}};
+    new (self) HeldRope{std::move(rope), nullptr, nullptr, recipe};
 }
 
 HeldRope from_tables(nb::handle cos, nb::handle sin, std::int64_t head_dim, const std::string& pairing) {
     auto cosines = std::make_shared<const Operand>(cos, "cos");
     auto sines = std::make_shared<const Operand>(sin, "sin");
-    return {Rope::from_tables(cosines->view(), sines->view(), head_dim, to_pairing(pairing)), cosines, sines};
+    return {Rope::from_tables(cosines->view(), sines->view(), head_dim, to_pairing(pairing)),
+            cosines,
+            sines,
+            {"Rope.from_tables",
+             {{"cos", nb::borrow(cos)},
+              {"sin", nb::borrow(sin)},
+              {"head_dim", nb::cast(head_dim)},
+              {"pairing", nb::cast(pairing)}}}};
 }
 
 /// Rope::apply or apply_backward over arrays.
 template <auto Turn>
 nb::object turn(const HeldRope& self, nb::handle x, std::int64_t start, nb::handle positions, std::int64_t length,
-                nb::handle out, nb::handle runtime) {
+                nb::handle out, const Runtime* runtime) {
     const Operand input = read_input(x, "x");
     Shape shape;
     for (int dim = 0; dim < input.rank(); ++dim) {
@@ -133,45 +145,48 @@ constexpr const char* kTurnDoc =
 }  // namespace
 
 void bind_rope(nb::module_& module) {
-    nb::class_<HeldRope>(module, "Rope",
-                         "Rotary position embedding (Su et al. 2021): turns queries and keys by angles that grow with "
-                         "their position.\n\n"
-                         ">>> import numpy, qkv\n"
-                         ">>> qkv.Rope(2).apply(numpy.array([[1, 0], [1, 0]], numpy.float32)).round(4).tolist()[1]\n"
-                         "[0.5403000116348267, 0.8414999842643738]")
-        .def("__init__", &construct, nb::arg("head_dim"), nb::arg("rotary_dim") = 0, nb::arg("base") = 10000.0,
-             nb::arg("pairing") = "half_split", nb::arg("scaling") = nb::none(),
-             nb::sig("def __init__(self, head_dim: int, rotary_dim: int = 0, base: float = 10000.0, "
-                     "pairing: typing.Literal['half_split', 'interleaved'] = 'half_split', "
-                     "scaling: dict[str, typing.Any] | None = None) -> None"),
-             "rotary_dim: how many columns of a head are turned, 0: all. scaling: {'kind': 'linear' | 'ntk' |\n"
-             "'dynamic_ntk' | 'yarn' | 'llama3', 'factor': …} with the names of docs/rope.md.")
-        .def_static("from_tables", &from_tables, nb::arg("cos").none(), nb::arg("sin").none(), nb::arg("head_dim"),
-                    nb::arg("pairing") = "half_split",
-                    nb::sig("def from_tables(cos: object, sin: object, head_dim: int, "
-                            "pairing: typing.Literal['half_split', 'interleaved'] = 'half_split') -> Rope"),
-                    "Cosines and sines given, [positions, rotary_dim / 2]; the arrays are kept, not copied.")
-        .def("apply", &turn<&Rope::apply>, nb::arg("x").none(), nb::arg("start") = 0, nb::arg("positions") = nb::none(),
-             nb::arg("length") = 0, nb::arg("out") = nb::none(), nb::arg("runtime") = nb::none(),
-             nb::sig("def apply(self, x: object, start: int = 0, positions: object | None = None, length: int = 0, "
-                     "out: object | None = None, runtime: Runtime | None = None) -> typing.Any"),
-             kTurnDoc)
-        .def("apply_backward", &turn<&Rope::apply_backward>, nb::arg("x").none(), nb::arg("start") = 0,
-             nb::arg("positions") = nb::none(), nb::arg("length") = 0, nb::arg("out") = nb::none(),
-             nb::arg("runtime") = nb::none(),
-             nb::sig("def apply_backward(self, x: object, start: int = 0, positions: object | None = None, "
-                     "length: int = 0, out: object | None = None, runtime: Runtime | None = None) -> typing.Any"),
-             "The gradient of the result -> the gradient of apply's x: the same pairs turned back.")
-        .def(
-            "frequencies", [](const HeldRope& self, std::int64_t length) { return self.rope.frequencies(length); },
-            nb::arg("length") = 0, "Radians a token for each pair.")
-        .def_prop_ro(
+    nb::class_<HeldRope> type(
+        module, "Rope",
+        "Rotary position embedding (Su et al. 2021): turns queries and keys by angles that grow with "
+        "their position.\n\n"
+        ">>> import numpy, qkv\n"
+        ">>> qkv.Rope(2).apply(numpy.array([[1, 0], [1, 0]], numpy.float32)).round(4).tolist()[1]\n"
+        "[0.5403000116348267, 0.8414999842643738]");
+    define(type, "__init__", &construct, nb::arg("head_dim"), nb::arg("rotary_dim") = 0, nb::arg("base") = 10000.0,
+           nb::arg("pairing") = "half_split", nb::arg("scaling") = nb::none(),
+           nb::sig("def __init__(self, head_dim: int, rotary_dim: int = 0, base: float = 10000.0, "
+                   "pairing: typing.Literal['half_split', 'interleaved'] = 'half_split', "
+                   "scaling: dict[str, typing.Any] | None = None) -> None"),
+           "rotary_dim: how many columns of a head are turned, 0: all. scaling: {'kind': 'linear' | 'ntk' |\n"
+           "'dynamic_ntk' | 'yarn' | 'llama3', 'factor': …} with the names of docs/rope.md.");
+    define_static(type, "from_tables", &from_tables, nb::arg("cos"), nb::arg("sin"), nb::arg("head_dim"),
+                  nb::arg("pairing") = "half_split",
+                  nb::sig("def from_tables(cos: object, sin: object, head_dim: int, "
+                          "pairing: typing.Literal['half_split', 'interleaved'] = 'half_split') -> Rope"),
+                  "Cosines and sines given, [positions, rotary_dim / 2]; the arrays are kept, not copied.");
+    define(type, "apply", &turn<&Rope::apply>, nb::arg("x"), nb::arg("start") = 0, nb::arg("positions") = nb::none(),
+           nb::arg("length") = 0, nb::arg("out") = nb::none(), nb::arg("runtime") = nb::none(),
+           nb::sig("def apply(self, x: object, start: int = 0, positions: object | None = None, length: int = 0, "
+                   "out: object | None = None, runtime: Runtime | None = None) -> typing.Any"),
+           kTurnDoc);
+    define(type, "apply_backward", &turn<&Rope::apply_backward>, nb::arg("x"), nb::arg("start") = 0,
+           nb::arg("positions") = nb::none(), nb::arg("length") = 0, nb::arg("out") = nb::none(),
+           nb::arg("runtime") = nb::none(),
+           nb::sig("def apply_backward(self, x: object, start: int = 0, positions: object | None = None, "
+                   "length: int = 0, out: object | None = None, runtime: Runtime | None = None) -> typing.Any"),
+           "The gradient of the result -> the gradient of apply's x: the same pairs turned back.");
+    define(
+        type, "frequencies", [](const HeldRope& self, std::int64_t length) { return self.rope.frequencies(length); },
+        nb::arg("length") = 0, nb::sig("def frequencies(self, length: int = 0) -> list[float]"),
+        "Radians a token for each pair.");
+    type.def_prop_ro(
             "head_dim", [](const HeldRope& self) { return self.rope.head_dim(); }, "D.")
         .def_prop_ro(
             "rotary_dim", [](const HeldRope& self) { return self.rope.rotary_dim(); }, "How many columns are turned.")
         .def_prop_ro(
             "attention_factor", [](const HeldRope& self) { return self.rope.attention_factor(); },
             "What cosines and sines are multiplied by.");
+    define_copies(type, [](const HeldRope& self) { return self.recipe; });
 }
 
 }  // namespace qkv::python

@@ -1,11 +1,10 @@
 #include "runtime.hpp"
 
-#include <nanobind/stl/shared_ptr.h>
-
 #include <cstdlib>
 #include <string>
 
-#include "raise.hpp"
+#include "define.hpp"
+#include "recipe.hpp"
 
 namespace qkv::python {
 
@@ -35,15 +34,8 @@ std::shared_ptr<const Runtime>& default_runtime() {
 
 }  // namespace
 
-std::shared_ptr<const Runtime> runtime_of(nb::handle runtime) {
-    if (runtime.is_none()) {
-        return default_runtime();
-    }
-    std::shared_ptr<Runtime> given;
-    if (!nb::try_cast(runtime, given)) {
-        raise(PyExc_TypeError, "runtime is a ", Py_TYPE(runtime.ptr())->tp_name, "; expected a qkv.Runtime or None");
-    }
-    return given;
+std::shared_ptr<const Runtime> runtime_of(const Runtime* given) {
+    return given == nullptr ? default_runtime() : std::shared_ptr<const Runtime>(std::shared_ptr<void>(), given);
 }
 
 std::shared_ptr<const Runtime> runtime_with(std::int64_t threads) {
@@ -55,19 +47,23 @@ std::shared_ptr<const Runtime> runtime_with(std::int64_t threads) {
 }
 
 void bind_runtime(nb::module_& module) {
-    nb::class_<Runtime>(
+    nb::class_<Runtime> type(
         module, "Runtime",
         "A number of threads of its own. Results never depend on it. May be shared between threads and\n"
-        "used after fork.")
-        .def(nb::init<std::int64_t>(), nb::arg("threads") = 0,
-             "threads counts the calling thread; 0 means one per hardware thread.")
-        .def_prop_ro("threads", &Runtime::threads, "How many tasks can run at once.");
-    module.def(
-        "set_threads", [](std::int64_t threads) { default_runtime() = std::make_shared<const Runtime>(threads); },
-        nb::arg("threads"),
+        "used after fork.");
+    define(
+        type, "__init__", [](Runtime* self, std::int64_t threads) { new (self) Runtime(threads); },
+        nb::arg("threads") = 0, nb::sig("def __init__(self, threads: int = 0) -> None"),
+        "threads counts the calling thread; 0 means one per hardware thread.");
+    type.def_prop_ro("threads", &Runtime::threads, "How many tasks can run at once.");
+    define_copies(type, [](const Runtime& self) { return Recipe{"Runtime", {{"threads", nb::cast(self.threads())}}}; });
+    define(
+        module, "set_threads",
+        [](std::int64_t threads) { default_runtime() = std::make_shared<const Runtime>(threads); }, nb::arg("threads"),
+        nb::sig("def set_threads(threads: int) -> None"),
         "How many threads calls without a `runtime` use in this process; 0 means one per hardware thread.");
-    module.def(
-        "get_threads", [] { return default_runtime()->threads(); },
+    define(
+        module, "get_threads", [] { return default_runtime()->threads(); }, nb::sig("def get_threads() -> int"),
         "How many threads calls without a `runtime` use: QKV_NUM_THREADS, else one per hardware thread.");
 }
 

@@ -180,8 +180,8 @@ nb::object forward(nb::handle query, nb::handle key, nb::handle value, nb::handl
                    std::optional<double> scale, bool enable_gqa, std::int64_t threads) {
     const Inputs inputs(query, key, value, attn_mask, keep);
     nb::object result = output_of(out, query, inputs, enable_gqa);
-    const Operand context(result, "out", Access::write);
-    const Operand rows = read_optional(lse, "lse", Access::write);
+    const Operand context(result, "out", Access::write_new);
+    const Operand rows = read_optional(lse, "lse", Access::write_new);
     Call call(inputs, context, {dropout_p, seed, is_causal, scale, enable_gqa, threads});
     const std::size_t out_at = call.add(context, Kind::tokens);
     const std::size_t lse_at = call.add(rows, Kind::rows);
@@ -202,10 +202,10 @@ void backward(nb::handle d_out, nb::handle query, nb::handle key, nb::handle val
     const Operand d_context = read_rows(d_out, "grad_output");
     const Operand context(out, "out", Access::read_value);
     const Operand rows(lse, "lse", Access::read_value);
-    const Operand dq(d_query, "grad_query", Access::write);
-    const Operand dk(d_key, "grad_key", Access::write);
-    const Operand dv(d_value, "grad_value", Access::write);
-    const Operand dm = read_optional(d_mask, "grad_attn_mask", Access::write);
+    const Operand dq(d_query, "grad_query", Access::write_new);
+    const Operand dk(d_key, "grad_key", Access::write_new);
+    const Operand dv(d_value, "grad_value", Access::write_new);
+    const Operand dm = read_optional(d_mask, "grad_attn_mask", Access::write_new);
     const Inputs inputs(query, key, value, attn_mask, keep);
     // Whether heads are grouped was checked by forward.
     Call call(inputs, context, {dropout_p, seed, is_causal, scale, true, threads});

@@ -67,6 +67,24 @@ def test_an_array_of_its_own_for_what_numpy_lacks():
     assert type(qkv.attention(out, out, out)) is qkv.Array and out.__dlpack_device__() == (1, 0)
 
 
+def test_numpy_takes_bfloat16_by_ml_dtypes_or_widened(monkeypatch):
+    low = X.astype(ml_dtypes.bfloat16)
+    out = qkv.attention(*3 * [OnlyBfloat(X)])
+    shared = np.asarray(out)
+    assert type(out) is qkv.Array and shared.dtype == ml_dtypes.bfloat16
+    assert np.array_equal(shared, qkv.attention(low, low, low))
+    shared[0, 0] = 3
+    assert np.asarray(out)[0, 0] == 3 and not np.shares_memory(np.array(out), shared)
+    assert np.shares_memory(np.asarray(out, dtype=ml_dtypes.bfloat16, copy=False), shared)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    wide = np.asarray(out, dtype=np.float64)
+    assert wide.dtype == np.float64 and np.array_equal(wide, shared.astype(np.float64))
+    with pytest.raises(TypeError, match="^NumPy has no bfloat16; install ml_dtypes"):
+        np.asarray(out)
+    with pytest.raises(ValueError, match="^copy is False and dtype float32"):
+        np.asarray(out, dtype=np.float32, copy=False)
+
+
 class OnlyBfloat:
     """A bfloat16 array that speaks DLPack, as PyTorch's do; NumPy and ml_dtypes export none."""
 
@@ -168,7 +186,7 @@ BAD = {
     "objects": (X.astype(object), TypeError, "^k has elements of format 'O'"),
     "swapped": (X.astype(">f4"), TypeError, "^k has elements of format '>f'"),
     "bool": (X > 0, TypeError, "^k has type bool"),
-    "other type": (X.astype(np.float64), TypeError, "^k has type f64; expected f32"),
+    "other type": (X.astype(np.float64), TypeError, "^k has type float64; expected float32"),
     "device": (OnDevice(), BufferError, "^k cannot be read: no such device here"),
     "rank 1": (X[0], ValueError, r"^k has shape \(4,\)"),
     "rank 5": (X[None, None, None], ValueError, r"^k has shape \(1, 1, 1, 6, 4\)"),
@@ -200,10 +218,10 @@ OTHER = {
     "sinks": (dict(sinks=np.zeros((1, 1, 1), np.float32)), ValueError, "^sinks has shape"),
     "p": (dict(dropout=qkv.Dropout(1.5)), ValueError, "dropout"),
     "out shape": (dict(out=np.empty((6, 5), np.float32)), ValueError, "^out has shape"),
-    "out type": (dict(out=np.empty((6, 4), np.float64)), TypeError, "^out has type f64"),
+    "out type": (dict(out=np.empty((6, 4), np.float64)), TypeError, "^out has type float64"),
     "overlap": (dict(out=X), ValueError, "^out overlaps q"),
     "mask shape": (dict(mask=qkv.Mask.allowed(X[:, :3] > 0)), ValueError, "shape"),
-    "mask type": (dict(mask=qkv.Mask.allowed(X)), TypeError, "type f32; expected bool"),
+    "mask type": (dict(mask=qkv.Mask.allowed(X)), TypeError, "type float32; expected bool"),
     "key_end": (dict(mask=qkv.Mask.key_end([1, 2])), ValueError, "key_end"),
 }
 
@@ -216,12 +234,13 @@ def test_bad_options_are_refused_by_name(name):
 
 
 @pytest.mark.parametrize("make, exception, message", [
-    (lambda: qkv.Mask.causal("left"), ValueError, "^align is 'left'; expected 'top_left' or 'bottom_right'"),
-    (lambda: qkv.Mask.causal(None), ValueError, "^align is None"),
-    (lambda: qkv.Mask.key_end([1.5]), TypeError, "^end holds something"),
+    (lambda: qkv.Mask.causal("left"), ValueError, "^align is 'left'; expected 'top_left', 'bottom_right' or a w"),
+    (lambda: qkv.Mask.causal(None), TypeError, "^align is a NoneType"),
+    (lambda: qkv.Mask.window(1, 0, 3), TypeError, "^align is a int; expected 'top_left' or 'bottom_right'"),
+    (lambda: qkv.Mask.key_end([2, 1.5]), TypeError, r"^end\[1\] is a float; expected a whole number"),
     (lambda: qkv.Mask.key_end(np.zeros((2, 2), np.int64)), ValueError, "^end has shape"),
     (lambda: qkv.Mask.key_end(np.zeros(2)), TypeError, "^end has elements of type float64"),
-    (lambda: qkv.Mask.key_end([2**70]), TypeError, "^end holds"),
+    (lambda: qkv.Mask.key_end([2**70]), ValueError, r"^end\[0\] is 1180591620717411303424; expected"),
     (lambda: qkv.Mask.key_end(np.array([2**63], np.uint64)), ValueError, "^end holds 9223372036854775808"),
     (lambda: qkv.Mask.bias(X) & qkv.Mask.bias(X), ValueError, "bias"),
     (lambda: qkv.Mask.bias(X) & True, TypeError, "unsupported operand"),

@@ -95,6 +95,21 @@ def test_refusals_leave_the_cache_as_it_was():
     assert cache.size(sequence) == 0 and cache.free_blocks == 1
 
 
+def test_a_ring_takes_a_longer_append_and_refuses_queries_that_look_past_it():
+    window, longer = 16, 100
+    k, v, q = tokens(1, KV_HEADS, longer), tokens(2, KV_HEADS, longer), tokens(3, HEADS, longer)
+    ring = qkv.KvCache.windowed(KV_HEADS, DIM, window=window, max_append=8, block_tokens=16)
+    sequence = ring.add()
+    ring.append(k, v, sequence)  # a whole prompt, of which only the end is asked about
+    last = slice(longer - 8, longer)
+    mask = qkv.Mask.causal("bottom_right") & qkv.Mask.window(window - 1, 0, "bottom_right")
+    expected = qkv.attention(q[:, :, last], k, v, mask=mask)
+    np.testing.assert_allclose(ring.attention(q[:, :, last], sequence, mask=qkv.Mask.causal("bottom_right")), expected,
+                               rtol=2e-6, atol=2e-6)
+    with pytest.raises(ValueError, match="the ring holds them from .* expected at most max_append queries"):
+        ring.attention(q, sequence)
+
+
 def test_threads_attend_while_others_append():
     cache = qkv.KvCache.paged(KV_HEADS, DIM, blocks=128, block_tokens=16)
     fixed = cache.add()
@@ -165,7 +180,7 @@ def test_rope_scalings():
     for scaling, exception, message in [
             ({"kind": "other"}, ValueError, "'other'; expected 'linear'"), (4.0, TypeError, "^scaling is a float"),
             ({"kind": "linear", "beta_fast": 2.0}, ValueError, "'beta_fast', which 'linear' does not know"),
-            ({"kind": "linear", "factor": "x"}, TypeError, r"^scaling\['factor'\] is 'x'"),
+            ({"kind": "linear", "factor": "x"}, TypeError, r"^scaling\['factor'\] is a str; expected a number"),
             ({"kind": "linear", "factor": 0.5}, ValueError, "factor")]:
         with pytest.raises(exception, match=message):
             qkv.Rope(DIM, scaling=scaling)

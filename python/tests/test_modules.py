@@ -135,6 +135,36 @@ def test_bad_modules_are_refused():
         qkv.nn.SelfAttention(3, 2)(WORDS > 0)
 
 
+@pytest.mark.parametrize("call, message", [
+    (lambda: qkv.nn.SelfAttention(3, 2)(np.zeros((2, 4))),
+     r"^x has shape \(2, 4\); expected \[tokens, 3\] or \[batch, tokens, 3\]$"),
+    (lambda: qkv.nn.SelfAttention(3, 2)(np.zeros(4)), r"^x has shape \(4,\); expected"),
+    (lambda: backward_of(qkv.nn.CausalAttention(3, 2, 6), np.zeros((2, 3))),
+     r"^d_output has shape \(2, 3\); expected \(6, 2\)$"),
+    (lambda: qkv.nn.SimpleSelfAttention().backward(WORDS, WORDS[:2]),
+     r"^d_context has shape \(2, 3\); expected \(6, 3\)$"),
+    (lambda: qkv.nn.CausalAttention(3, 2, 6, 0.5)(WORDS),
+     r"^dropout 0.5 in training needs a generator; give generator=qkv.Generator\(seed\), or call eval\(\)$"),
+    (lambda: qkv.nn.SimpleSelfAttention().load_state_dict({"f32 of [2, 3]": np.zeros((2, 3))}),
+     r"^tensor 'f32 of \[2, 3\]' of shape \(2, 3\) belongs to no parameter"),
+    (lambda: qkv.nn.CrossAttention(3, 2, 4)(np.zeros((2, 2, 3)), np.zeros((2, 2))),
+     r"^queries have shape \(2, 2, 3\) and source \(2, 2\); expected the same batch$"),
+    (lambda: qkv.Generator(1).rand((-1,)), r"^shape \(-1,\) has a negative size$"),
+    (lambda: qkv.Runtime(-1), "^threads is -1; expected 0 to 4096$"),
+    (lambda: qkv.KvCache.paged(0, 4, 4), "^kv_heads is 0; expected"),
+    (lambda: qkv.Rope(4).apply(np.zeros((2, 4), np.float32), start=-1), "^start is -1 for 2 tokens"),
+    (lambda: qkv.Rope(4).apply(np.zeros((1, 4), np.float32), positions=[-1]), r"^positions\[0\] is -1"),
+])
+def test_messages_speak_python(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def backward_of(layer, d_output):
+    layer(WORDS)
+    return layer.backward(d_output)
+
+
 def test_the_generator_draws_pytorchs_numbers():
     # torch.manual_seed(123): torch.rand(2, 2), torch.randn(2), then uniform_, normal_ and bernoulli_ into arrays.
     generator = qkv.Generator(123)

@@ -2,9 +2,11 @@
 
 import doctest
 import pathlib
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import qkv
 import qkv.nn
@@ -23,6 +25,19 @@ def test_the_examples_of_the_extension():
         assert ">>>" in text
         runner.run(doctest.DocTestParser().get_doctest(text, {}, name, None, 0))
     assert finder and runner.summarize().failed == 0
+
+
+def test_the_listings_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (pathlib.Path(__file__).parents[2] / "docs/python.md").read_text(encoding="utf-8")
+    listings = [code for code in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+                if "qkv.torch" not in code]
+    assert len(listings) == 3
+    token = np.ones((1, 2, 1, 64), np.float32)
+    names = {"steps": [(token.repeat(2, 1), token, token), (token[:, [0] * 8], token, token)]}
+    for code in listings:
+        exec(compile(code, "docs/python.md", "exec"), names)
+    assert names["trace"].keys() > {"queries", "keys", "values"} and names["context"].shape == (1, 8, 1, 64)
 
 
 def test_importing_loads_neither_numpy_nor_torch():

@@ -83,3 +83,34 @@ def test_the_environment_sets_the_threads(value, expected):
         assert "QKV_NUM_THREADS is 'many'; expected a whole number" in run.stderr
     else:
         assert run.stdout.strip() == (expected or str(qkv.Runtime().threads))
+
+
+def test_a_long_call_lets_others_work_and_is_interrupted_when_it_ends():
+    code = """
+import _thread, signal, threading, time
+import numpy as np, qkv
+x = np.ones((1, 8, 2048, 64), np.float32)
+one = qkv.Runtime(1)
+start = time.perf_counter()
+qkv.attention(x, x, x, runtime=one)
+alone = time.perf_counter() - start
+beats, done = [], threading.Event()
+def other():
+    while not done.wait(alone / 20):
+        beats.append(time.perf_counter())
+threading.Thread(target=other).start()
+threading.Timer(alone / 4, _thread.interrupt_main).start()
+out = np.zeros_like(x)
+start = time.perf_counter()
+try:
+    qkv.attention(x, x, x, runtime=one, out=out)
+    after = time.perf_counter()
+    print("not interrupted")
+except KeyboardInterrupt:
+    after = time.perf_counter()
+    print("interrupted", "whole" if (out == 1).all() else "in part")
+done.set()
+print(sum(start < beat < after for beat in beats) >= 3)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert shown.stdout.split("\n")[:2] == ["interrupted whole", "True"], shown.stdout + shown.stderr

@@ -152,7 +152,9 @@ CALLS |= {
                                                    "softcap": 0.0, "sinks": None, "offsets": None, "runtime": None}),
 }
 
-PROTOCOL = {"__len__", "__repr__", "__dlpack__", "__dlpack_device__", "__buffer__"}  # tested with arrays
+# Tested with arrays and with copies.
+PROTOCOL = {"__len__", "__repr__", "__array__", "__dlpack__", "__dlpack_device__", "__buffer__", "__copy__",
+            "__deepcopy__", "__reduce__"}
 
 
 def promised():
@@ -174,12 +176,42 @@ def test_every_name_is_in_the_stubs():
         assert public(getattr(_core, name)) == {n for n in functions_of(node.body) if not n.startswith("_")}, name
 
 
+def target_of(name):
+    place, make = CALLS[name]
+    return getattr(place, name.split(".")[0] if name.endswith("__init__") else name.split(".")[-1]), make
+
+
+@pytest.mark.parametrize("name", [n for n in promised() if not n.startswith("torch_") and n != "Mask.__and__"])
+def test_every_wrong_argument_is_refused_by_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    target, make = target_of(name)
+    called = name.replace(".__init__", "").split(".")[-1]
+    for key, value in make().items():
+        with pytest.raises(TypeError, match=f"^{key} is a object; expected "):
+            target(**make() | {key: object()})
+        if type(value) is int:
+            with pytest.raises(TypeError, match=f"^{key} is a bool; expected "):
+                target(**make() | {key: True})
+            with pytest.raises(ValueError, match=f"^{key} is 1{30 * '0'}; expected "):
+                target(**make() | {key: 10**30})
+    arguments = promised()[name].args
+    known = ", ".join(a.arg for a in [*arguments.args, *arguments.kwonlyargs] if a.arg != "self") or "none"
+    with pytest.raises(TypeError, match=rf"^{called}\(\) has no argument 'nonsense'; expected {known}$"):
+        target(**make(), nonsense=1)
+    with pytest.raises(TypeError, match=rf"^{called}\(\) has 40 arguments without a name; expected at most"):
+        target(*range(40))
+    if needed := [a.arg for a in arguments.args if a.arg != "self"][: -len(arguments.defaults) or None]:
+        with pytest.raises(TypeError, match=rf"^{called}\(\) lacks {needed[-1]}; expected "):
+            target(**{key: value for key, value in make().items() if key != needed[-1]})
+        with pytest.raises(TypeError, match=rf"^{called}\(\) got {needed[0]} twice"):
+            target(make()[needed[0]], **make())
+
+
 @pytest.mark.parametrize("name", promised())
 def test_every_call_is_as_the_stubs_promise(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     qkv.write_safetensors("a.safetensors", {"x": X})
-    place, make = CALLS[name]
-    target = getattr(place, name.split(".")[0] if name.endswith("__init__") else name.split(".")[-1])
+    target, make = target_of(name)
     arguments = promised()[name].args
     given = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs] if a.arg != "self"]
     values = make()

@@ -213,6 +213,15 @@ BAD = {
     "mask size": (lambda: OURS(X, X, X, torch.zeros(3, 2)), ValueError, "shape"),
     "scale": (lambda: OURS(X, X, X, scale=float("inf")), ValueError, "^scale is inf"),
     "dropout": (lambda: OURS(X, X, X, dropout_p=1.5), ValueError, "dropout"),
+    "array": (lambda: OURS(X.numpy(), X, X), TypeError, "^query is a ndarray; expected a torch.Tensor$"),
+    "array of keys": (lambda: OURS(X, X.numpy(), X), TypeError, "^key is a ndarray; expected a torch.Tensor$"),
+    "no value": (lambda: OURS(X, X, None), TypeError, "^value is a NoneType; expected a torch.Tensor$"),
+    "no key": (lambda: OURS(X, None, X), TypeError, "^key is a NoneType; expected a torch.Tensor$"),
+    "array as mask": (lambda: OURS(X, X, X, X.numpy()), TypeError, "^attn_mask is a ndarray; expected a torch.Tensor$"),
+    "array and gradient": (lambda: OURS(draw(2, 3), X.numpy(), X), TypeError, "^key is a ndarray"),
+    "text for scale": (lambda: OURS(X, X, X, scale="1"), TypeError, "^scale is a str; expected a number$"),
+    "text for dropout": (lambda: OURS(X, X, X, dropout_p="1"), TypeError, "^dropout_p is a str; expected a number$"),
+    "number for causal": (lambda: OURS(X, X, X, is_causal=2), TypeError, "^is_causal is a int; expected True or False$"),
 }
 
 
@@ -232,3 +241,23 @@ def test_a_tensor_that_requires_grad_is_refused_where_it_would_be_lost():
     out = torch.empty_like(plain)
     assert qkv.attention(plain, plain, plain, out=out) is out
     torch.testing.assert_close(out, theirs(plain, plain, plain))
+
+
+def test_what_is_filled_must_be_nothing_that_autograd_needs():
+    plain = draw(3, 4, grad=False)
+    leaf, inner = torch.zeros(3, 4, dtype=torch.float64, requires_grad=True), draw(3, 4).exp()
+    for out in (leaf, inner):
+        before = out.detach().clone()
+        with pytest.raises(BufferError, match="^out requires grad, and what is filled does not support automatic"):
+            qkv.attention(plain, plain, plain, out=out)
+        assert torch.equal(out, before)
+    # Saved for backward without a gradient of its own: backward must notice, as after torch's own writes.
+    saved, factor = torch.ones(3, 4, dtype=torch.float64), draw(3, 4)
+    product = (saved * factor).sum()
+    qkv.attention(plain, plain, plain, out=saved)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    with torch.inference_mode():
+        counted_by_nobody = torch.empty(3, 4, dtype=torch.float64)
+        qkv.attention(plain, plain, plain, out=counted_by_nobody)
+    torch.testing.assert_close(counted_by_nobody, saved)

@@ -7,6 +7,7 @@ import qkv.torch
 import torch
 import torch.nn.functional as functional
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 OURS = qkv.torch.scaled_dot_product_attention
 
@@ -64,6 +65,90 @@ def test_what_has_no_derivative_says_so():
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
         dual = forward_ad.make_dual(q.detach(), torch.ones_like(q))
         OURS(dual, dual, dual)
+    for transform in (torch.func.jacfwd, torch.func.hessian):
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives .* use vjp or jacrev"):
+            transform(lambda t: OURS(t, t, t).sum())(q.detach())
+    with pytest.raises(NotImplementedError, match="no second derivatives with seeded dropout"):
+        func = torch.func.grad(lambda t: OURS(t, t, t, dropout_p=0.5).pow(2).sum())
+        torch.func.grad(lambda t: func(t).sum())(q.detach())
+
+
+@pytest.mark.parametrize("name", cases())
+def test_torch_func_gives_torchs_derivatives(name):
+    """grad, vjp, jacrev once and twice, and vmap of and under them, against the same of torch's function."""
+    tensors, options = cases()[name]
+    tensors = tuple(t.detach() for t in tensors)
+
+    def using(function):
+        def value(*given):
+            torch.manual_seed(1)
+            return function(*given, **options)
+
+        def loss(*given):
+            return value(*given).pow(2).sum()
+
+        every = tuple(range(len(tensors)))
+        direction = torch.ones_like(value(*tensors))
+        many = [torch.stack([t, 2 * t]) for t in tensors]
+        yield torch.func.grad(loss, every)(*tensors)
+        yield torch.func.vjp(value, *tensors)[1](direction)
+        yield torch.func.jacrev(value)(*tensors)
+        yield torch.func.jacrev(torch.func.jacrev(loss))(*tensors)
+        yield torch.func.jacrev(torch.func.grad(loss), argnums=len(tensors) - 1)(*tensors)
+        yield torch.vmap(torch.func.grad(loss, every), randomness="same")(*many)
+        yield torch.func.grad(lambda *given: torch.vmap(value, randomness="same")(*given).pow(2).sum(), every)(*many)
+
+    with sdpa_kernel(SDPBackend.MATH):
+        theirs = list(using(functional.scaled_dot_product_attention if "exact_dropout" not in options else formula))
+    torch.testing.assert_close(list(using(OURS)), theirs)
+
+
+def formula(query, key, value, dropout_p, exact_dropout):
+    """torch's math path, for which dropout is drawn at once and not for each index."""
+    weights = (query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5).softmax(-1)
+    keep = torch.empty(weights.shape, dtype=torch.float32).bernoulli_(1 - dropout_p)
+    return weights * keep / (1 - dropout_p) @ value
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_vmap_draws_dropout_as_it_is_told(seeded):
+    x = torch.ones(3, 8, 4)
+
+    def mapped(randomness):
+        return torch.vmap(lambda t: OURS(t, t, t, dropout_p=0.5, exact_dropout=not seeded), randomness=randomness)(x)
+
+    same, different = mapped("same"), mapped("different")
+    assert torch.equal(same[0], same[1]) and not torch.equal(different[0], different[1])
+    with pytest.raises(RuntimeError, match="randomness"):
+        mapped("error")
+
+
+def test_the_context_of_exact_dropout_and_the_compiler():
+    q = draw(2, 3, 4).detach()
+
+    def call(**options):
+        return OURS(q, q, q, dropout_p=0.5, **options)
+
+    def inside():
+        with qkv.torch.exact_dropout():
+            return call()
+
+    def drawn(function):
+        torch.manual_seed(3)
+        return function()
+
+    exact, seeded = drawn(lambda: call(exact_dropout=True)), drawn(call)
+    assert not torch.equal(exact, seeded)
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    assert torch.equal(drawn(compiled), seeded)
+    with qkv.torch.exact_dropout():  # around it: compiled again
+        assert torch.equal(drawn(compiled), exact)
+    assert torch.equal(drawn(compiled), seeded)
+    assert torch.equal(drawn(torch.compile(inside, backend="aot_eager")), exact)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="ContextVar"):
+        torch.compile(inside, fullgraph=True, backend="aot_eager")()
 
 
 def test_opcheck():
@@ -115,10 +200,15 @@ def test_export_with_free_sizes():
         assert torch.equal(exported.module()(q, k, v), OURS(q, k, v, is_causal=True))
 
 
-def test_vmap_falls_back_to_one_call_each():
-    q, k, v = (draw(3, 2, 4, 5).detach() for _ in range(3))
-    mapped = torch.vmap(lambda a, b, c: OURS(a, b, c))(q, k, v)
-    torch.testing.assert_close(mapped, OURS(q, k, v))
+@pytest.mark.filterwarnings("error")
+def test_vmap_calls_once_for_each_index():
+    q, k, v = (draw(2, 2, 4, 5).detach() for _ in range(3))
+    torch.testing.assert_close(torch.vmap(OURS)(q, k, v), OURS(q, k, v))
+    torch.testing.assert_close(torch.vmap(torch.vmap(OURS))(q, k, v), OURS(q, k, v))
+    mapped = torch.vmap(OURS, (1, None, 0), 2)(q, k[0, 0], v[:, 0])
+    torch.testing.assert_close(mapped, torch.stack([OURS(q[:, i], k[0, 0], v[i, 0]) for i in range(2)], 2))
+    with pytest.raises(ValueError, match="vmap over a dimension of size 0"):
+        torch.vmap(OURS)(q[:0], k[:0], v[:0])
 
 
 def test_in_the_place_of_torchs_function():
@@ -138,6 +228,8 @@ def test_in_the_place_of_torchs_function():
         with Counting():
             during, _ = layer(x, x, x, need_weights=False)
         # What is not ours goes to torch's.
+        with pytest.raises(TypeError, match="query"):
+            functional.scaled_dot_product_attention(x.numpy(), x, x)
         meta = torch.empty(2, 3, device="meta")
         assert functional.scaled_dot_product_attention(meta, meta, meta).device.type == "meta"
     assert functional.scaled_dot_product_attention is torch_function

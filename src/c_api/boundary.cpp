@@ -67,7 +67,8 @@ qkv_status status_of_exception() noexcept {
 void check_struct_size(const void* given, std::size_t size, std::size_t known, const char* name) {
     constexpr std::size_t kLargest = 4096;
     if (size < sizeof(std::size_t) || size > kLargest || size % 8 != 0) {
-        fail(ErrorCode::invalid_argument, name, ".struct_size is ", size, "; expected sizeof of the struct, ", known);
+        fail(ErrorCode::invalid_argument, name, ".struct_size is ", size, "; expected the struct's sizeof, ", known,
+             ", which its QKV_..._INIT sets");
     }
     const auto* bytes = static_cast<const std::byte*>(given);
     if (size > known && std::any_of(bytes + known, bytes + size, [](std::byte byte) { return byte != std::byte{0}; })) {

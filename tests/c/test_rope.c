@@ -169,6 +169,9 @@ static void test_options(void) {
     CHECK_ERROR(qkv_rope_create(&o, 4, &rope), QKV_INVALID_ARGUMENT, "options.reserved is given");
     o = good, o.struct_size = 12;
     CHECK_ERROR(qkv_rope_create(&o, 4, &rope), QKV_INVALID_ARGUMENT, "options.struct_size is 12");
+    o.struct_size = 4104; /* what was never set may be anything */
+    CHECK_ERROR(qkv_rope_create(&o, 4, &rope), QKV_INVALID_ARGUMENT,
+                "options.struct_size is 4104; expected the struct's sizeof, 112, which its QKV_..._INIT sets");
     CHECK(rope == NULL);
 }
 
