@@ -104,10 +104,10 @@ void turn(Remembered<T>& memory, BasicTrace<T>* trace) {
         return;
     }
     const auto queries = heads_of(memory.queries, options.heads);
-    options.rope->apply(queries, queries, {.start = options.first_query});
+    options.rope->apply(queries, queries, {.start = options.first_query}, *memory.runtime);
     if (!options.keys_turned) {
         const auto keys = heads_of(memory.keys, options.kv_heads);
-        options.rope->apply(keys, keys);
+        options.rope->apply(keys, keys, {}, *memory.runtime);
     }
     record_turned(memory, trace);
 }
@@ -138,6 +138,7 @@ void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace) {
 template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.options = std::move(options);
+    memory.runtime = pass.runtime;
     memory.keep = drawn_keep(memory, pass.generator);
     memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
     const std::int64_t heads = memory.options.heads;
@@ -149,7 +150,7 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.lse = BasicTensor<T>({batch, heads, tokens, 1});
     attention(heads_of(std::as_const(memory.queries), heads), heads_of(std::as_const(memory.keys), kv_heads),
               heads_of(std::as_const(memory.values), kv_heads), heads_of(memory.context, heads),
-              function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)});
+              function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)}, *memory.runtime);
     if (pass.trace != nullptr) {
         record_attention(memory, *pass.trace);
     }
@@ -170,12 +171,12 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
         {.dq = heads_of(gradients.queries, heads),
          .dk = heads_of(gradients.keys, kv_heads),
          .dv = heads_of(gradients.values, kv_heads)},
-        function_options(memory));
+        function_options(memory), *memory.runtime);
     if (const std::optional<Rope>& rope = memory.options.rope) {
         const auto d_queries = heads_of(gradients.queries, heads);
         const auto d_keys = heads_of(gradients.keys, kv_heads);
-        rope->apply_backward(d_queries, d_queries);
-        rope->apply_backward(d_keys, d_keys);
+        rope->apply_backward(d_queries, d_queries, {}, *memory.runtime);
+        rope->apply_backward(d_keys, d_keys, {}, *memory.runtime);
     }
     return gradients;
 }

@@ -11,6 +11,7 @@
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 #include "qkv/rope.hpp"
+#include "qkv/runtime.hpp"
 #include "qkv/view.hpp"
 
 namespace qkv::nn {
@@ -71,6 +72,7 @@ struct Remembered {
     std::vector<std::uint8_t> keep;     // dropout: [batch, heads, tokens, source tokens], or empty
     std::vector<std::uint8_t> allowed;  // source mask: [batch, source tokens], or empty
     AttendOptions options;
+    const Runtime* runtime = &Runtime::serial();
     bool batched = false;  // whether the input, and so the output, had a batch axis
 };
 

@@ -48,7 +48,8 @@ BasicTensor<T> forward_heads(Heads& heads, const BasicTensor<T>& x, const Pass<T
     std::vector<BasicTrace<T>> traces(heads.size());
     for (std::size_t head = 0; head < heads.size(); ++head) {
         BasicTrace<T>* trace = pass.trace != nullptr ? &traces[head] : nullptr;
-        contexts.push_back(heads[head].forward(x, {.generator = pass.generator, .trace = trace}));
+        contexts.push_back(
+            heads[head].forward(x, {.generator = pass.generator, .trace = trace, .runtime = pass.runtime}));
     }
     BasicTensor<T> context = concatenated(contexts);
     if (pass.trace != nullptr) {

@@ -10,6 +10,7 @@
 
 #include "qkv/export.h"
 #include "qkv/random.hpp"
+#include "qkv/runtime.hpp"
 #include "qkv/tensor.hpp"
 #include "qkv/trace.hpp"
 
@@ -23,6 +24,8 @@ struct Pass {
     Generator* generator = nullptr;
     /// Receives every intermediate tensor by name (docs/notation.md). Changes no bit of the result.
     BasicTrace<T>* trace = nullptr;
+    /// Whose threads and instructions to use. A backward uses those of its forward, so it must live until then.
+    const Runtime* runtime = &Runtime::serial();
 };
 
 /// A trainable tensor and what backward has added up for it.
