@@ -208,7 +208,7 @@ TEST_P(DecodedModule, ATraceShowsTheNewTokensAndAllPositions) {
     const CacheBatch batch{.sequences = {&sequence, 1}};
     (void)module.forward(rows(x, 0, 4), cache, batch);
     Trace trace;
-    const Tensor output = module.forward(rows(x, 4, 6), cache, batch, &trace);
+    const Tensor output = module.forward(rows(x, 4, 6), cache, batch, {.trace = &trace});
     EXPECT_EQ(*trace.find("output"), output);
     EXPECT_EQ(trace.find("rotated_keys") != nullptr, options.rope.has_value());
     // The last two rows of what the whole sequence shows: of every head, and of columns all six.

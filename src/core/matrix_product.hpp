@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "qkv/runtime.hpp"
+
 namespace qkv {
 
 /// Σ a[i] b[i], summed in double and rounded to T once: a product of two floats is exact there, so a float result is
@@ -39,24 +41,26 @@ template <class T>
 
 /// out[m, n] = a[m, k] · b[n, k]ᵀ
 template <class T>
-void multiply_transposed(const T* a, const T* b, T* out, std::int64_t m, std::int64_t n, std::int64_t k) {
-    for (std::int64_t row = 0; row < m; ++row) {
+void multiply_transposed(const T* a, const T* b, T* out, std::int64_t m, std::int64_t n, std::int64_t k,
+                         const Runtime& runtime = Runtime::serial()) {
+    runtime.parallel_for(m, [=](std::int64_t row) {
         for (std::int64_t column = 0; column < n; ++column) {
             out[row * n + column] = dot(a + row * k, b + column * k, k);
         }
-    }
+    });
 }
 
 /// out[m, n] = a[m, k] · b[k, n]
 template <class T>
-void multiply(const T* a, const T* b, T* out, std::int64_t m, std::int64_t n, std::int64_t k) {
+void multiply(const T* a, const T* b, T* out, std::int64_t m, std::int64_t n, std::int64_t k,
+              const Runtime& runtime = Runtime::serial()) {
     std::vector<T> b_transposed(static_cast<std::size_t>(n * k));  // [n, k]
     for (std::int64_t row = 0; row < k; ++row) {
         for (std::int64_t column = 0; column < n; ++column) {
             b_transposed[static_cast<std::size_t>(column * k + row)] = b[row * n + column];
         }
     }
-    multiply_transposed(a, b_transposed.data(), out, m, n, k);
+    multiply_transposed(a, b_transposed.data(), out, m, n, k, runtime);
 }
 
 }  // namespace qkv

@@ -21,7 +21,9 @@ void check_layout(const KvLayout& layout, std::int64_t kv_heads, std::int64_t he
 
 template <class T>
 void attend_cached(Remembered<T>& memory, AttendOptions options, std::int64_t context_length, KvCache& cache,
-                   const CacheBatch& batch, BasicTrace<T>* trace) {
+                   const CacheBatch& batch, const Pass<T>& pass) {
+    BasicTrace<T>* const trace = pass.trace;
+    memory.runtime = pass.runtime;
     memory.options = std::move(options);
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
@@ -35,9 +37,9 @@ void attend_cached(Remembered<T>& memory, AttendOptions options, std::int64_t co
     record_projected(memory, trace);
     if (const std::optional<Rope>& rope = memory.options.rope) {
         cache.append(batch, keys, values, *rope);
-        rope->apply(queries, queries, {.each = positions});
+        rope->apply(queries, queries, {.each = positions}, *memory.runtime);
         if (trace != nullptr) {
-            rope->apply(keys, keys, {.each = positions});
+            rope->apply(keys, keys, {.each = positions}, *memory.runtime);
         }
         record_turned(memory, trace);
     } else {
@@ -61,7 +63,7 @@ void attend_cached(Remembered<T>& memory, AttendOptions options, std::int64_t co
         extras.weights = view(weights.data(), shape);
     }
     attention(queries, cache, batch, heads_of(memory.context, heads), {.mask = Mask::causal(Align::bottom_right)},
-              extras);
+              extras, *memory.runtime);
     if (trace != nullptr) {
         for (auto& [name, tensor] : {std::pair{"masked", &masked}, std::pair{"weights", &weights}}) {
             Shape shape = memory.options.leading;
@@ -73,7 +75,7 @@ void attend_cached(Remembered<T>& memory, AttendOptions options, std::int64_t co
 
 #define QKV_INSTANTIATE(T)                                                                                \
     template void attend_cached(Remembered<T>&, AttendOptions, std::int64_t, KvCache&, const CacheBatch&, \
-                                BasicTrace<T>*);
+                                const Pass<T>&);
 QKV_INSTANTIATE(float)
 QKV_INSTANTIATE(double)
 #undef QKV_INSTANTIATE

@@ -20,9 +20,9 @@ BasicCausalAttention<T>::BasicCausalAttention(const CausalAttentionOptions& opti
 template <class T>
 BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                                 Remembered<T>& memory) const {
+    memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
-    memory.source_input = memory.query_input;
     check_context_length(memory.query_input.size(1), options_.context_length);
     project(query_, key_, value_, memory);
     if (pass.trace != nullptr) {

@@ -44,11 +44,12 @@ template <class T>
 BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, const BasicTensor<T>& source,
                                                const Pass<T>& pass, const std::vector<bool>& source_mask,
                                                Remembered<T>& memory) const {
+    memory.runtime = pass.runtime;
     memory.batched = queries.rank() == 3;
     memory.query_input = with_batch(queries, options_.d_query, "queries");  // [batch, tokens, d_query]
     memory.source_input = with_batch(source, options_.d_source, "source");  // [batch, source tokens, d_source]
     check_same_batch(queries.shape(), source.shape());
-    check_source_mask(source_mask, memory.source_input);
+    check_source_mask(source_mask, memory.source());
     project(query_, key_, value_, memory);
     if (pass.trace != nullptr) {
         pass.trace->record("inputs", queries);
@@ -66,13 +67,15 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
 
 template <class T>
 ProjectedSource<T> BasicCrossAttention<T>::project_source(const BasicTensor<T>& source,
-                                                          const std::vector<bool>& source_mask) const {
+                                                          const std::vector<bool>& source_mask,
+                                                          const Runtime& runtime) const {
     const BasicTensor<T> batch = with_batch(source, options_.d_source, "source");
     check_source_mask(source_mask, batch);
-    ProjectedSource<T> projected{key_.forward(batch), value_.forward(batch), source_mask, source.rank() == 3};
+    ProjectedSource<T> projected{key_.forward(batch, runtime), value_.forward(batch, runtime), source_mask,
+                                 source.rank() == 3};
     if (rope_) {
         const auto keys = heads_of(projected.keys, options_.num_kv_heads);
-        rope_->apply(keys, keys);
+        rope_->apply(keys, keys, {}, runtime);
     }
     return projected;
 }
@@ -81,6 +84,7 @@ template <class T>
 BasicTensor<T> BasicCrossAttention<T>::forward(const BasicTensor<T>& queries, const ProjectedSource<T>& source,
                                                const Pass<T>& pass, std::int64_t first_query) const {
     Remembered<T> memory;
+    memory.runtime = pass.runtime;
     memory.batched = queries.rank() == 3;
     memory.query_input = with_batch(queries, options_.d_query, "queries");
     const Shape expected{memory.query_input.size(0), source.keys.rank() == 3 ? source.keys.size(1) : 0,
@@ -91,7 +95,7 @@ BasicTensor<T> BasicCrossAttention<T>::forward(const BasicTensor<T>& queries, co
              to_string(source.values.shape()), "; expected the same batch, from project_source() of this module");
     }
     check_source_mask(source.source_mask, source.keys);
-    memory.queries = query_.forward(memory.query_input);
+    memory.queries = query_.forward(memory.query_input, *memory.runtime);
     memory.keys = source.keys;
     memory.values = source.values;
     if (pass.trace != nullptr) {
@@ -113,7 +117,7 @@ template <class T>
 typename BasicCrossAttention<T>::InputGradients BasicCrossAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
-    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
+    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out, *memory.runtime);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
     return {without_batch(std::move(d.queries), memory.batched), without_batch(std::move(d.source), memory.batched)};
 }

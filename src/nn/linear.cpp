@@ -49,10 +49,10 @@ BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bia
 }
 
 template <class T>
-BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
+BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
     BasicTensor<T> y(output_shape(x, d_in(), d_out()));
     const std::int64_t rows = x.numel() / d_in();
-    multiply_transposed(x.data(), weight_.value.data(), y.data(), rows, d_out(), d_in());
+    multiply_transposed(x.data(), weight_.value.data(), y.data(), rows, d_out(), d_in(), runtime);
     if (bias_) {
         for (std::int64_t row = 0; row < rows; ++row) {
             for (std::int64_t column = 0; column < d_out(); ++column) {
@@ -64,7 +64,7 @@ BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x) const {
 }
 
 template <class T>
-BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y) {
+BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y, const Runtime& runtime) {
     if (const Shape expected = output_shape(x, d_in(), d_out()); d_y.shape() != expected) {
         fail(ErrorCode::shape_mismatch, "linear layer: the gradient of the output has shape ", to_string(d_y.shape()),
              "; expected ", to_string(expected));
@@ -75,16 +75,16 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
     BasicTensor<T> d_weight({d_out(), d_in()});
-    multiply(d_rows.transposed().data(), x_rows.data(), d_weight.data(), d_out(), d_in(), rows);
+    multiply(d_rows.transposed().data(), x_rows.data(), d_weight.data(), d_out(), d_in(), rows, runtime);
     weight_.add_gradient(d_weight);
     if (bias_) {
         const std::vector<T> ones(static_cast<std::size_t>(rows), T{1});
         BasicTensor<T> d_bias({d_out()});
-        multiply(ones.data(), d_rows.data(), d_bias.data(), 1, d_out(), rows);
+        multiply(ones.data(), d_rows.data(), d_bias.data(), 1, d_out(), rows, runtime);
         bias_->add_gradient(d_bias);
     }
     BasicTensor<T> d_x(x.shape());
-    multiply(d_rows.data(), weight_.value.data(), d_x.data(), rows, d_in(), d_out());
+    multiply(d_rows.data(), weight_.value.data(), d_x.data(), rows, d_in(), d_out(), runtime);
     return d_x;
 }
 

@@ -22,10 +22,10 @@ BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOpti
 }
 
 template <class T>
-void BasicMultiHeadAttention<T>::read_input(const BasicTensor<T>& x, Remembered<T>& memory) const {
+void BasicMultiHeadAttention<T>::read_input(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const {
+    memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
-    memory.source_input = memory.query_input;
 }
 
 template <class T>
@@ -41,7 +41,7 @@ void BasicMultiHeadAttention<T>::project_input(const BasicTensor<T>& x, Remember
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                                    Remembered<T>& memory) const {
-    read_input(x, memory);
+    read_input(x, pass, memory);
     check_context_length(memory.query_input.size(1), options_.context_length);
     project_input(x, memory, pass.trace);
     return attend_and_project(memory,
@@ -57,7 +57,7 @@ template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
-    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out);
+    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out, *memory.runtime);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
     return without_batch(sum(std::move(d.queries), d.source), memory.batched);
 }
@@ -76,20 +76,20 @@ BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, cons
 
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
-                                                   BasicTrace<T>* trace) const {
+                                                   const Pass<T>& pass) const {
     if (this->training() && options_.dropout > 0) {
         fail(ErrorCode::unsupported, "dropout ", options_.dropout, " in training over a cache; call eval()");
     }
     Remembered<T> memory;
-    read_input(x, memory);
-    project_input(x, memory, trace);
+    read_input(x, pass, memory);
+    project_input(x, memory, pass.trace);
     attend_cached(memory,
                   {.heads = options_.num_heads,
                    .kv_heads = options_.num_kv_heads,
                    .rope = rope_,
                    .leading = leading_axes(memory, options_.num_heads)},
-                  options_.context_length, cache, batch, trace);
-    return project_output(memory, out_proj_, trace);
+                  options_.context_length, cache, batch, pass);
+    return project_output(memory, out_proj_, pass.trace);
 }
 
 template <class T>

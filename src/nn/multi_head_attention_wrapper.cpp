@@ -48,7 +48,8 @@ BasicTensor<T> forward_heads(Heads& heads, const BasicTensor<T>& x, const Pass<T
     std::vector<BasicTrace<T>> traces(heads.size());
     for (std::size_t head = 0; head < heads.size(); ++head) {
         BasicTrace<T>* trace = pass.trace != nullptr ? &traces[head] : nullptr;
-        contexts.push_back(heads[head].forward(x, {.generator = pass.generator, .trace = trace}));
+        contexts.push_back(
+            heads[head].forward(x, {.generator = pass.generator, .trace = trace, .runtime = pass.runtime}));
     }
     BasicTensor<T> context = concatenated(contexts);
     if (pass.trace != nullptr) {
@@ -130,37 +131,9 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>&
 }
 
 template <class T>
-void BasicMultiHeadAttentionWrapper<T>::train(bool on) {
-    BasicModule<T>::train(on);
-    for (BasicCausalAttention<T>& head : heads_) {
-        head.train(on);
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::forget() {
-    output_shape_.reset();
-    for (BasicCausalAttention<T>& head : heads_) {
-        const bool trains = head.training();
-        head.eval();  // a head forgets when it leaves training
-        head.train(trains);
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::visit_parameters(const typename BasicModule<T>::Visitor& visit) {
+void BasicMultiHeadAttentionWrapper<T>::visit_children(const typename BasicModule<T>::ChildVisitor& visit) {
     for (std::size_t head = 0; head < heads_.size(); ++head) {
-        const std::string prefix = "heads." + std::to_string(head) + ".";
-        heads_[head].visit_parameters(
-            [&](const std::string& name, Parameter<T>& parameter) { visit(prefix + name, parameter); });
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::add_buffers(StateDict<T>& state) const {
-    for (std::size_t head = 0; head < heads_.size(); ++head) {
-        state.emplace("heads." + std::to_string(head) + ".mask",
-                      causal_buffer<T>(heads_[head].options().context_length));
+        visit("heads." + std::to_string(head), heads_[head]);
     }
 }
 

@@ -15,9 +15,9 @@ namespace qkv::nn {
 template <class T>
 void project(const BasicLinear<T>& query, const BasicLinear<T>& key, const BasicLinear<T>& value,
              Remembered<T>& memory) {
-    memory.queries = query.forward(memory.query_input);
-    memory.keys = key.forward(memory.source_input);
-    memory.values = value.forward(memory.source_input);
+    memory.queries = query.forward(memory.query_input, *memory.runtime);
+    memory.keys = key.forward(memory.source(), *memory.runtime);
+    memory.values = value.forward(memory.source(), *memory.runtime);
 }
 
 /// Gradients of the two inputs, [batch, tokens, width] each. In self-attention they are one input's two parts.
@@ -31,8 +31,9 @@ template <class T>
 [[nodiscard]] SequenceGradients<T> project_backward(BasicLinear<T>& query, BasicLinear<T>& key, BasicLinear<T>& value,
                                                     const Remembered<T>& memory, const BasicTensor<T>& d_context) {
     const ProjectionGradients<T> d = attend_backward(memory, d_context);
-    return {query.backward(memory.query_input, d.queries),
-            sum(key.backward(memory.source_input, d.keys), value.backward(memory.source_input, d.values))};
+    return {query.backward(memory.query_input, d.queries, *memory.runtime),
+            sum(key.backward(memory.source(), d.keys, *memory.runtime),
+                value.backward(memory.source(), d.values, *memory.runtime))};
 }
 
 /// Records W_query, W_key, W_value as PyTorch keeps them, [d_out, d_in], with W_query.bias and so on where there is
@@ -69,7 +70,7 @@ template <class T>
 template <class T>
 [[nodiscard]] BasicTensor<T> project_output(const Remembered<T>& memory, const BasicLinear<T>& out_proj,
                                             BasicTrace<T>* trace) {
-    BasicTensor<T> output = without_batch(out_proj.forward(memory.context), memory.batched);
+    BasicTensor<T> output = without_batch(out_proj.forward(memory.context, *memory.runtime), memory.batched);
     if (trace != nullptr) {
         record_output(memory.context, out_proj, output, *trace);
     }

@@ -35,14 +35,14 @@ BasicSelfAttention<T>::BasicSelfAttention(const SelfAttentionOptions& options, G
 template <class T>
 BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
                                               Remembered<T>& memory) const {
+    memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
-    memory.source_input = memory.query_input;
     const auto project_raw = [&](const Parameter<T>& matrix) {  // x · W  [batch, tokens, d_out]
         const BasicTensor<T>& inputs = memory.query_input;
         BasicTensor<T> projected({inputs.size(0), inputs.size(1), options_.d_out});
         multiply(inputs.data(), matrix.value.data(), projected.data(), inputs.size(0) * inputs.size(1), options_.d_out,
-                 options_.d_in);
+                 options_.d_in, *memory.runtime);
         return projected;
     };
     if (raw_) {
@@ -85,10 +85,12 @@ BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
     const BasicTensor<T> x_transposed = x.reshaped({rows, options_.d_in}).transposed();
     const auto through = [&](Parameter<T>& matrix, const BasicTensor<T>& d_projected) {
         BasicTensor<T> d_matrix(matrix.value.shape());
-        multiply(x_transposed.data(), d_projected.data(), d_matrix.data(), options_.d_in, options_.d_out, rows);
+        multiply(x_transposed.data(), d_projected.data(), d_matrix.data(), options_.d_in, options_.d_out, rows,
+                 *memory.runtime);
         matrix.add_gradient(d_matrix);
         BasicTensor<T> d_x(x.shape());
-        multiply_transposed(d_projected.data(), matrix.value.data(), d_x.data(), rows, options_.d_in, options_.d_out);
+        multiply_transposed(d_projected.data(), matrix.value.data(), d_x.data(), rows, options_.d_in, options_.d_out,
+                            *memory.runtime);
         return d_x;
     };
     BasicTensor<T> d_x = through(raw_->query, d.queries);

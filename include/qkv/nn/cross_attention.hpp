@@ -54,7 +54,8 @@ public:
 
     /// What forward makes of `source` before it meets a query.
     [[nodiscard]] ProjectedSource<T> project_source(const BasicTensor<T>& source,
-                                                    const std::vector<bool>& source_mask = {}) const;
+                                                    const std::vector<bool>& source_mask = {},
+                                                    const Runtime& runtime = Runtime::serial()) const;
     /// forward over a source that this module has projected: the same bits for each query, in as many calls as one
     /// likes. The first query stands at position `first_query` of its sequence, which matters to a rope alone.
     /// Remembers nothing for backward. A trace has neither source nor, with a rope, keys from before the turn.

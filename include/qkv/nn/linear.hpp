@@ -20,17 +20,19 @@ public:
     BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bias, Generator& generator);
 
     /// x [..., d_in] → [..., d_out].
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x) const;
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Runtime& runtime = Runtime::serial()) const;
 
     /// d_y [..., d_out] → d_x [..., d_in] for the x that forward had. Adds d_yᵀ x to the weight's gradient and the sum
     /// of d_y's rows to the bias's. Throws Error(shape_mismatch) unless x fits the layer and d_y the y of x.
-    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y);
+    [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y,
+                                          const Runtime& runtime = Runtime::serial());
 
     void visit_parameters(const std::string& prefix, const typename BasicModule<T>::Visitor& visit);
 
     [[nodiscard]] std::int64_t d_in() const noexcept { return weight_.value.shape()[1]; }
     [[nodiscard]] std::int64_t d_out() const noexcept { return weight_.value.shape()[0]; }
     [[nodiscard]] const BasicTensor<T>& weight() const noexcept { return weight_.value; }
+    [[nodiscard]] Parameter<T>& weight_parameter() noexcept { return weight_; }
     /// nullptr without a bias.
     [[nodiscard]] const BasicTensor<T>* bias() const noexcept { return bias_ ? &bias_->value : nullptr; }
 

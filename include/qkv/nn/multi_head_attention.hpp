@@ -46,12 +46,10 @@ public:
     /// gradients; dropout uses forward's mask.
     [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
-    void train(bool on = true) override;
-    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
+    void visit_children(const typename BasicModule<T>::ChildVisitor& visit) override;
 
 protected:
-    void add_buffers(StateDict<T>& state) const override;
-    void forget() override;
+    void forget_own() override { output_shape_.reset(); }
 
 private:
     std::vector<BasicCausalAttention<T>> heads_;
@@ -81,14 +79,14 @@ public:
     ///
     /// A sequence of which the cache holds all tokens gets the output of forward over the whole of it: the same bits
     /// however it is cut into calls and batches, equal to forward by rounding. The cache has this module's key/value
-    /// heads of head_dim; a windowed one hides what has left its window. `trace` gets the new tokens' tensors, and
+    /// heads of head_dim; a windowed one hides what has left its window. A trace gets the new tokens' tensors, and
     /// `masked` and `weights` with all positions as columns (no scores, scaled).
     ///
     /// Remembers nothing for backward. Throws, before anything is appended, Error(out_of_range) past context_length,
     /// Error(shape_mismatch) for other heads, Error(unsupported) with active dropout, and what append throws; only a
     /// ring that is too small for so many new tokens refuses afterwards.
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
-                                         BasicTrace<T>* trace = nullptr) const;
+                                         const Pass<T>& pass = {}) const;
 
     /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
     /// gradients; dropout uses forward's mask.
@@ -101,7 +99,7 @@ protected:
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
-    void read_input(const BasicTensor<T>& x, Remembered<T>& memory) const;
+    void read_input(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
     void project_input(const BasicTensor<T>& x, Remembered<T>& memory, BasicTrace<T>* trace) const;
     BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
 
