@@ -2,12 +2,15 @@
 #pragma once
 
 #include "kernels/kernels.hpp"
+#include "kernels/products.hpp"
 
 namespace qkv::kernels {
 
 struct Tables {
     Kernels<float> f32;
     Kernels<double> f64;
+    Products<float> products_f32;
+    Products<double> products_f64;
 };
 
 extern const Tables scalar_tables;

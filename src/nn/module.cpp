@@ -13,12 +13,22 @@ void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
         fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(more.shape()), " for a parameter of shape ",
              to_string(value.shape()));
     }
+    BasicTensor<T>& sum = gradient_to_add_to();
+    for (std::int64_t i = 0; i < sum.numel(); ++i) {
+        sum.data()[i] += more.data()[i];
+    }
+}
+
+template <class T>
+BasicTensor<T>& Parameter<T>::gradient_to_add_to() {
     if (gradient.empty() && !value.empty()) {
         gradient = BasicTensor<T>(value.shape());
     }
-    for (std::int64_t i = 0; i < gradient.numel(); ++i) {
-        gradient.data()[i] += more.data()[i];
+    if (gradient.shape() != value.shape()) {
+        fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(gradient.shape()),
+             " for a parameter of shape ", to_string(value.shape()));
     }
+    return gradient;
 }
 
 template <class T>

@@ -39,6 +39,8 @@ struct Parameter {
 
     /// gradient += more. Throws Error(shape_mismatch) unless `more` has value's shape.
     void add_gradient(const BasicTensor<T>& more);
+    /// The gradient, zeros where there was none yet.
+    [[nodiscard]] BasicTensor<T>& gradient_to_add_to();
 };
 
 /// What forward keeps for backward (src/nn/attend.hpp).
