@@ -113,36 +113,43 @@ void Pack(A* HWY_RESTRICT to, std::int64_t width, const Strided<A>& from, std::i
     }
 }
 
-/// The first `columns` of a tile's sums into c.
-template <class A, unsigned kRows, unsigned kColumns>
-HWY_INLINE void FinishTile(const Vec<A> (&sums)[kRows][kColumns], A* HWY_RESTRICT c, std::int64_t c_stride,
-                           std::int64_t columns, const Finish<A>& finish) {
-    const Tag<A> d;
-    if (columns == kColumns * kWidth<A>) {
-        HWY_UNROLL(16)
-        for (unsigned r = 0; r < kRows; ++r) {
-            HWY_UNROLL(8)
-            for (unsigned j = 0; j < kColumns; ++j) {
-                A* at = c + r * c_stride + j * kWidth<A>;
-                Vec<A> sum = finish.add ? hn::Add(hn::LoadU(d, at), sums[r][j]) : sums[r][j];
-                sum = finish.bias != nullptr ? hn::Add(sum, hn::LoadU(d, finish.bias + j * kWidth<A>)) : sum;
-                hn::StoreU(sum, d, at);
-            }
+/// A tile that c has not room for: its first `columns`, number by number.
+template <class A>
+HWY_NOINLINE void FinishNarrow(const A* sums, std::int64_t sums_stride, A* c, std::int64_t c_stride, std::int64_t rows,
+                               std::int64_t columns, const Finish<A>& finish) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t j = 0; j < columns; ++j) {
+            A& at = c[r * c_stride + j];
+            const A sum = finish.add ? at + sums[r * sums_stride + j] : sums[r * sums_stride + j];
+            at = finish.bias != nullptr ? sum + finish.bias[j] : sum;
         }
-        return;
     }
-    alignas(64) A line[kColumns * kWidth<A>];
+}
+
+template <class A, unsigned kRows, unsigned kColumns>
+HWY_INLINE void FinishTile(const Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
+                           const Finish<A>& finish) {
+    const Tag<A> d;
+    constexpr auto kStride = kColumns * kWidth<A>;
+    const bool narrow = columns != kStride;
+    alignas(64) A room[kRows * kStride];
+    A* const to = narrow ? room : c;
+    const std::int64_t stride = narrow ? kStride : c_stride;
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            hn::Store(sums[r][j], d, line + j * kWidth<A>);
+            A* at = to + r * stride + j * kWidth<A>;
+            Vec<A> sum = sums[r][j];
+            if (!narrow) {
+                sum = finish.add ? hn::Add(hn::LoadU(d, at), sum) : sum;
+                sum = finish.bias != nullptr ? hn::Add(sum, hn::LoadU(d, finish.bias + j * kWidth<A>)) : sum;
+            }
+            hn::StoreU(sum, d, at);
         }
-        for (std::int64_t column = 0; column < columns; ++column) {
-            A& at = c[r * c_stride + column];
-            const A sum = finish.add ? at + line[column] : line[column];
-            at = finish.bias != nullptr ? sum + finish.bias[column] : sum;
-        }
+    }
+    if (narrow) {
+        FinishNarrow(room, kStride, c, c_stride, kRows, columns, finish);
     }
 }
 

@@ -72,7 +72,7 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
     const Sums sums = sums_for_weight(weight_.value.numel());
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
-    BasicTensor<T>& d_weight = weight_.gradient_to_add_to();
+    BasicTensor<T>& d_weight = weight_.accumulated();
     multiply<T>({.m = d_out(),
               .n = d_in(),
               .k = rows,
@@ -83,7 +83,7 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
               .sums = sums},
              runtime);
     if (bias_) {
-        add_rows(bias_->gradient_to_add_to().data(), d_y.data(), rows, d_out(), runtime);
+        add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);
     }
     BasicTensor<T> d_x(x.shape());
     multiply<T>({.m = rows,

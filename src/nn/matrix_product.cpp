@@ -5,10 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <vector>
-
-#include "core/check.hpp"
-#include "core/matrix_product.hpp"
+#include <type_traits>
 
 namespace qkv::nn {
 
@@ -69,45 +66,8 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
     } while (done < p.k);
 }
 
-/// b's columns, or a's rows, each in one piece.
 template <class T>
-const T* in_pieces(const Strided<T>& rows, std::int64_t count, std::int64_t k, std::vector<T>& room) {
-    if (rows.column_step == 1 && rows.row_step == k) {
-        return rows.data;
-    }
-    room.resize(static_cast<std::size_t>(count * k));
-    for (std::int64_t row = 0; row < count; ++row) {
-        for (std::int64_t i = 0; i < k; ++i) {
-            room[static_cast<std::size_t>(row * k + i)] = rows.data[row * rows.row_step + i * rows.column_step];
-        }
-    }
-    return room.data();
-}
-
-template <class T>
-void multiply_in_double(const Product<T>& p, const Runtime& runtime) {
-    std::vector<T> a_room;
-    std::vector<T> b_room;
-    const T* const a = in_pieces(p.a, p.m, p.k, a_room);
-    const T* const b = in_pieces(p.b.transposed(), p.n, p.k, b_room);
-    runtime.parallel_for(p.m, [&p, a, b](std::int64_t row) {
-        for (std::int64_t column = 0; column < p.n; ++column) {
-            T& c = p.c[row * p.n + column];
-            const T sum = dot(a + row * p.k, b + column * p.k, p.k);
-            c = p.add ? c + sum : sum;
-            c = p.bias != nullptr ? c + p.bias[column] : c;
-        }
-    });
-}
-
-}  // namespace
-
-template <class T>
-void multiply(const Product<T>& p, const Runtime& runtime) {
-    if (p.sums == Sums::in_double) {
-        multiply_in_double(p, p.m * p.n * p.k < kWorthATask ? Runtime::serial() : runtime);
-        return;
-    }
+void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
     // Blocks of rows first, as many for each thread; where there are too few rows for that, blocks of columns.
     const std::int64_t wanted = std::clamp<std::int64_t>(p.m * p.n * p.k / kWorthATask, 1, runtime.threads());
@@ -115,10 +75,9 @@ void multiply(const Product<T>& p, const Runtime& runtime) {
     const std::int64_t column_panels = ceil_divide(p.n, kernels.right_width);
     const std::int64_t least = ceil_divide(p.m, kMostRows);
     const std::int64_t row_blocks = least < wanted ? least : std::min(round_up(least, wanted), row_panels);
-    const std::int64_t column_blocks = std::min(ceil_divide(wanted, std::max<std::int64_t>(row_blocks, 1)), column_panels);
-    const std::int64_t block_rows = ceil_divide(row_panels, std::max<std::int64_t>(row_blocks, 1)) * kernels.left_width;
-    const std::int64_t block_columns =
-        ceil_divide(column_panels, std::max<std::int64_t>(column_blocks, 1)) * kernels.right_width;
+    const std::int64_t column_blocks = std::min(ceil_divide(wanted, row_blocks), column_panels);
+    const std::int64_t block_rows = ceil_divide(row_panels, row_blocks) * kernels.left_width;
+    const std::int64_t block_columns = ceil_divide(column_panels, column_blocks) * kernels.right_width;
     runtime.parallel_for(row_blocks * column_blocks, [&](std::int64_t task) {
         const std::int64_t row = task / column_blocks * block_rows;
         const std::int64_t column = task % column_blocks * block_columns;
@@ -127,6 +86,58 @@ void multiply(const Product<T>& p, const Runtime& runtime) {
                            std::min(block_columns, p.n - column));
         }
     });
+}
+
+/// to ← from, number by number, on the runtime's threads.
+template <class To, class From, class Convert>
+void convert(To* to, const From* from, std::int64_t count, const Runtime& runtime, const Convert& one) {
+    constexpr std::int64_t kRun = 1 << 15;
+    runtime.parallel_for(ceil_divide(count, kRun), [&](std::int64_t run) {
+        const std::int64_t end = std::min(count, (run + 1) * kRun);
+        for (std::int64_t i = run * kRun; i < end; ++i) {
+            to[i] = one(from[i], to[i], i);
+        }
+    });
+}
+
+/// The same product of the same numbers as doubles, the result rounded.
+void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
+    const std::int64_t a_size = p.m * p.k;
+    const std::int64_t b_size = p.k * p.n;
+    const auto room = packing_room<double>(a_size + b_size + p.m * p.n);
+    double* const a = room.get();
+    double* const b = a + a_size;
+    double* const c = b + b_size;
+    const auto widen = [](float x, double, std::int64_t) { return static_cast<double>(x); };
+    convert(a, p.a.data, a_size, runtime, widen);
+    convert(b, p.b.data, b_size, runtime, widen);
+    multiply_in_own_type<double>({.m = p.m,
+                                  .n = p.n,
+                                  .k = p.k,
+                                  .a = {a, p.a.row_step, p.a.column_step},
+                                  .b = {b, p.b.row_step, p.b.column_step},
+                                  .c = c},
+                                 runtime);
+    convert(p.c, c, p.m * p.n, runtime, [&p](double x, float before, std::int64_t i) {
+        const float sum = p.add ? before + static_cast<float>(x) : static_cast<float>(x);
+        return p.bias != nullptr ? sum + p.bias[i % p.n] : sum;
+    });
+}
+
+}  // namespace
+
+template <class T>
+void multiply(const Product<T>& p, const Runtime& runtime) {
+    if (p.m == 0 || p.n == 0) {
+        return;
+    }
+    if constexpr (std::is_same_v<T, float>) {
+        if (p.sums == Sums::in_double) {
+            multiply_in_double(p, runtime);
+            return;
+        }
+    }
+    multiply_in_own_type(p, runtime);
 }
 
 template <class T>

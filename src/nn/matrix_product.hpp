@@ -34,10 +34,10 @@ enum class Sums {
 /// What layers with a weight of so many numbers sum in. The weight decides and nothing else, so that a row has the same
 /// bits in any batch.
 [[nodiscard]] constexpr Sums sums_for_weight(std::int64_t numbers) noexcept {
-    return numbers <= 1024 ? Sums::in_double : Sums::own_type;
+    return numbers <= 96 * 96 ? Sums::in_double : Sums::own_type;
 }
 
-/// c [m, n] = a [m, k] · b [k, n], c row-major. Of each of a and b, one step is 1.
+/// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.
 template <class T>
 struct Product {
     std::int64_t m = 0;

@@ -8,28 +8,54 @@
 namespace qkv::nn {
 
 template <class T>
+BasicTensor<T>& Parameter<T>::accumulated() {
+    if (gradient.empty()) {
+        gradient = BasicTensor<T>(value.shape());
+    }
+    if (gradient.shape() != value.shape()) {
+        fail(ErrorCode::shape_mismatch, "a gradient has shape ", to_string(gradient.shape()), ", its parameter shape ",
+             to_string(value.shape()));
+    }
+    return gradient;
+}
+
+template <class T>
 void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
     if (more.shape() != value.shape()) {
         fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(more.shape()), " for a parameter of shape ",
              to_string(value.shape()));
     }
-    BasicTensor<T>& sum = gradient_to_add_to();
+    BasicTensor<T>& sum = accumulated();
     for (std::int64_t i = 0; i < sum.numel(); ++i) {
         sum.data()[i] += more.data()[i];
     }
 }
 
 template <class T>
-BasicTensor<T>& Parameter<T>::gradient_to_add_to() {
-    if (gradient.empty() && !value.empty()) {
-        gradient = BasicTensor<T>(value.shape());
+void BasicModule<T>::train(bool on) {
+    training_ = on;
+    if (!on) {
+        forget_own();
     }
-    if (gradient.shape() != value.shape()) {
-        fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(gradient.shape()),
-             " for a parameter of shape ", to_string(value.shape()));
-    }
-    return gradient;
+    visit_children([on](const std::string&, BasicModule& child) { child.train(on); });
 }
+
+template <class T>
+void BasicModule<T>::forget() {
+    forget_own();
+    visit_children([](const std::string&, BasicModule& child) { child.forget(); });
+}
+
+template <class T>
+void BasicModule<T>::visit_parameters(const Visitor& visit) {
+    visit_children([&visit](const std::string& prefix, BasicModule& child) {
+        child.visit_parameters(
+            [&](const std::string& name, Parameter<T>& parameter) { visit(concat(prefix, ".", name), parameter); });
+    });
+}
+
+template <class T>
+void BasicModule<T>::visit_children(const ChildVisitor& /*visit*/) {}
 
 template <class T>
 std::vector<std::pair<std::string, Parameter<T>*>> BasicModule<T>::parameters() {
@@ -110,7 +136,16 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
 }
 
 template <class T>
-void BasicModule<T>::add_buffers(StateDict<T>& /*state*/) const {}
+void BasicModule<T>::add_buffers(StateDict<T>& state) const {
+    const_cast<BasicModule*>(this)->visit_children(  // NOLINT(cppcoreguidelines-pro-type-const-cast): as above
+        [&state](const std::string& prefix, const BasicModule& child) {
+            StateDict<T> buffers;
+            child.add_buffers(buffers);
+            for (auto& [name, buffer] : buffers) {
+                state.emplace(concat(prefix, ".", name), std::move(buffer));
+            }
+        });
+}
 
 template <class T>
 StateDict<T> BasicModule<T>::translate(StateDict<T> state) const {
