@@ -51,4 +51,14 @@ const Products<double>& products<double>(InstructionSet set) noexcept {
     return tables(set).products_f64;
 }
 
+template <>
+const Layers<float>& layers<float>(InstructionSet set) noexcept {
+    return tables(set).layers_f32;
+}
+
+template <>
+const Layers<double>& layers<double>(InstructionSet set) noexcept {
+    return tables(set).layers_f64;
+}
+
 }  // namespace qkv::kernels

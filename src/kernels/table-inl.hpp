@@ -1,6 +1,7 @@
 // The tables of the instruction set that is being compiled for.
 #pragma once
 
+#include "kernels/layers-inl.hpp"
 #include "kernels/multiply-inl.hpp"
 #include "kernels/products-inl.hpp"
 #include "kernels/rows-inl.hpp"
@@ -70,7 +71,9 @@ constexpr Tables MakeTables() {
     return {.f32 = MakeTable<float>(),
             .f64 = MakeTable<double>(),
             .products_f32 = MakeProducts<float>(),
-            .products_f64 = MakeProducts<double>()};
+            .products_f64 = MakeProducts<double>(),
+            .layers_f32 = MakeLayers<float>(),
+            .layers_f64 = MakeLayers<double>()};
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE

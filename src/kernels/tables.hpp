@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/kernels.hpp"
+#include "kernels/layers.hpp"
 #include "kernels/products.hpp"
 
 namespace qkv::kernels {
@@ -11,6 +12,8 @@ struct Tables {
     Kernels<double> f64;
     Products<float> products_f32;
     Products<double> products_f64;
+    Layers<float> layers_f32;
+    Layers<double> layers_f64;
 };
 
 extern const Tables scalar_tables;

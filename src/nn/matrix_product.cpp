@@ -7,6 +7,8 @@
 #include <new>
 #include <type_traits>
 
+#include "nn/rows.hpp"
+
 namespace qkv::nn {
 
 namespace {
@@ -88,14 +90,10 @@ void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     });
 }
 
-/// to ← from, number by number, on the runtime's threads.
-template <class To, class From, class Convert>
-void convert(To* to, const From* from, std::int64_t count, const Runtime& runtime, const Convert& one) {
-    constexpr std::int64_t kRun = 1 << 15;
-    runtime.parallel_for(ceil_divide(count, kRun), [&](std::int64_t run) {
-        const std::int64_t end = std::min(count, (run + 1) * kRun);
-        for (std::int64_t i = run * kRun; i < end; ++i) {
-            to[i] = one(from[i], to[i], i);
+void widen(double* to, const float* from, std::int64_t count, const Runtime& runtime) {
+    for_runs(runtime, count, 1, [to, from](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            to[i] = static_cast<double>(from[i]);
         }
     });
 }
@@ -108,9 +106,8 @@ void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
     double* const a = room.get();
     double* const b = a + a_size;
     double* const c = b + b_size;
-    const auto widen = [](float x, double, std::int64_t) { return static_cast<double>(x); };
-    convert(a, p.a.data, a_size, runtime, widen);
-    convert(b, p.b.data, b_size, runtime, widen);
+    widen(a, p.a.data, a_size, runtime);
+    widen(b, p.b.data, b_size, runtime);
     multiply_in_own_type<double>({.m = p.m,
                                   .n = p.n,
                                   .k = p.k,
@@ -118,9 +115,12 @@ void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
                                   .b = {b, p.b.row_step, p.b.column_step},
                                   .c = c},
                                  runtime);
-    convert(p.c, c, p.m * p.n, runtime, [&p](double x, float before, std::int64_t i) {
-        const float sum = p.add ? before + static_cast<float>(x) : static_cast<float>(x);
-        return p.bias != nullptr ? sum + p.bias[i % p.n] : sum;
+    for_runs(runtime, p.m, p.n, [&p, c](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin * p.n; i < end * p.n; ++i) {
+            const auto sum = static_cast<float>(c[i]);
+            p.c[i] = p.add ? p.c[i] + sum : sum;
+            p.c[i] = p.bias != nullptr ? p.c[i] + p.bias[i % p.n] : p.c[i];
+        }
     });
 }
 
