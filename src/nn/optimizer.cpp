@@ -148,10 +148,9 @@ double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm, c
     if (scale < 1) {
         for (const auto& [name, parameter] : parameters) {
             const std::span<T> gradient = parameter->gradient.values();
-            for_runs(runtime, static_cast<std::int64_t>(gradient.size()), 1,
-                     [&](std::int64_t begin, std::int64_t end) {
-                         kernels.scale(gradient.data() + begin, end - begin, scale);
-                     });
+            for_runs(runtime, static_cast<std::int64_t>(gradient.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+                kernels.scale(gradient.data() + begin, end - begin, scale);
+            });
         }
     }
     return norm;
