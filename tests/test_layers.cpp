@@ -120,7 +120,7 @@ TEST_P(LayerVerbs, GeluFarOut) {
         backward(slope.data(), x.data(), std::ssize(x));
         for (std::size_t i = 1; i <= 3; ++i) {
             EXPECT_EQ(y[i], 0.0F) << x[i];
-            EXPECT_EQ(slope[i], 0.0F) << x[i];
+            EXPECT_LE(std::fabs(slope[i]), 1e-25F) << x[i];
         }
         for (std::size_t i = 4; i <= 6; ++i) {
             EXPECT_EQ(y[i], x[i]);
@@ -128,7 +128,7 @@ TEST_P(LayerVerbs, GeluFarOut) {
         }
         EXPECT_TRUE(std::isnan(y[7]) && std::isnan(slope[7]));
         EXPECT_EQ(y[8], 0.0F);
-        EXPECT_EQ(slope[8], 0.5F);
+        EXPECT_NEAR(slope[8], 0.5F, 0x1p-24F);
     }
 }
 

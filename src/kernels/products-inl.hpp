@@ -1,7 +1,7 @@
 // Packing, and tiles of a product of packed panels.
 #pragma once
 
-#include <algorithm>
+#include <cstring>
 
 #include "kernels/multiply-inl.hpp"
 #include "kernels/products.hpp"
@@ -67,10 +67,16 @@ std::int64_t TransposeRows(A* to, std::int64_t width, const Strided<A>& from, st
                            std::int64_t done = 0) {
     constexpr auto kSquare = static_cast<std::int64_t>(16 / sizeof(A));
     constexpr std::int64_t kRows = kBlocks * kSquare;
+    constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(A));
     const std::int64_t whole = columns / kSquare * kSquare;
     for (; done + kRows <= rows; done += kRows) {
         const A* first = from.data + done * from.row_step;
         for (std::int64_t k = 0; k < whole; k += kSquare) {
+            if (k % kLine == 0) {  // sixteen rows at once are more than the machine's own prefetching follows
+                for (std::int64_t r = 0; r < kRows; ++r) {
+                    __builtin_prefetch(first + r * from.row_step + k + 4 * kLine);
+                }
+            }
             TransposeBlocks<kBlocks>(to + k * width + done, width, first + k, from.row_step);
         }
         for (std::int64_t k = whole; k < columns; ++k) {
@@ -97,7 +103,7 @@ std::int64_t TransposeRows(A* /*to*/, std::int64_t /*width*/, const Strided<A>& 
 template <std::int64_t kPanel, class A>
 void CopyPanel(A* HWY_RESTRICT to, const Strided<A>& from, std::int64_t columns) {
     for (std::int64_t k = 0; k < columns; ++k) {
-        std::copy_n(from.data + k * from.column_step, kPanel, to + k * kPanel);
+        std::memcpy(to + k * kPanel, from.data + k * from.column_step, kPanel * sizeof(A));
     }
 }
 
@@ -133,31 +139,40 @@ HWY_NOINLINE void FinishNarrow(const A* sums, std::int64_t sums_stride, A* c, st
     }
 }
 
-template <class A, unsigned kRows, unsigned kColumns>
-HWY_INLINE void FinishTile(const Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
-                           const Finish<A>& finish) {
-    const Tag<A> d;
-    constexpr auto kStride = kColumns * kWidth<A>;
-    const bool narrow = columns != kStride;
-    alignas(64) A room[kRows * kStride];
-    A* const to = narrow ? room : c;
-    const std::int64_t stride = narrow ? kStride : c_stride;
+/// change(sum, its row, its vector in the row) for all of a tile.
+template <class A, unsigned kRows, unsigned kColumns, class Change>
+HWY_INLINE void ForTile(Vec<A> (&sums)[kRows][kColumns], const Change& change) {
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            A* at = to + r * stride + j * kWidth<A>;
-            Vec<A> sum = sums[r][j];
-            if (!narrow) {
-                sum = finish.add ? hn::Add(hn::LoadU(d, at), sum) : sum;
-                sum = finish.bias != nullptr ? hn::Add(sum, hn::LoadU(d, finish.bias + j * kWidth<A>)) : sum;
-            }
-            hn::StoreU(sum, d, at);
+            change(sums[r][j], r, j * kWidth<A>);
         }
     }
-    if (narrow) {
+}
+
+template <class A, unsigned kRows, unsigned kColumns>
+HWY_INLINE void FinishTile(Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
+                           const Finish<A>& finish) {
+    const Tag<A> d;
+    constexpr auto kStride = kColumns * kWidth<A>;
+    if (columns != kStride) {
+        alignas(64) A room[kRows * kStride];
+        ForTile<A, kRows, kColumns>(
+            sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::Store(sum, d, room + r * kStride + j); });
         FinishNarrow(room, kStride, c, c_stride, kRows, columns, finish);
+        return;
     }
+    if (finish.add) {
+        ForTile<A, kRows, kColumns>(sums, [&](Vec<A>& sum, unsigned r, std::int64_t j)
+                                              HWY_ATTR { sum = hn::Add(hn::LoadU(d, c + r * c_stride + j), sum); });
+    }
+    if (finish.bias != nullptr) {
+        ForTile<A, kRows, kColumns>(sums, [&](Vec<A>& sum, unsigned, std::int64_t j)
+                                              HWY_ATTR { sum = hn::Add(sum, hn::LoadU(d, finish.bias + j)); });
+    }
+    ForTile<A, kRows, kColumns>(
+        sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::StoreU(sum, d, c + r * c_stride + j); });
 }
 
 template <class A, unsigned kRows, unsigned kColumns>
