@@ -28,8 +28,9 @@ struct SoftmaxMoments {
 };
 
 /// With φ the standard normal density and Φ its integral, GELU(x) = x Φ(x) (Hendrycks & Gimpel 2016), or with
-/// x σ(2u), u = √(2/π) (x + 0.044715 x³), in its place. Of floats, values and slopes are within 3 · 2⁻²⁴ of the exact
-/// one, relative to it or, for negative x, to |x| · 2⁻⁸, whichever is more.
+/// x σ(2u), u = √(2/π) (x + 0.044715 x³), in its place. In units of half an epsilon of A, values are within 10 of the
+/// exact one for x > 0, relative to it, and for x < 0 within 16, relative to it or to |x| · 2⁻⁸, whichever is more;
+/// slopes are within 6.
 template <class A>
 struct Layers {
     /// y ← GELU(x); y may be x.
