@@ -7,6 +7,7 @@
 #include <new>
 #include <type_traits>
 
+#include "core/check.hpp"
 #include "nn/rows.hpp"
 
 namespace qkv::nn {
@@ -16,8 +17,10 @@ namespace {
 /// Rows of c that one task keeps packed at a time: times kChunk floats they stay in the second-level cache.
 constexpr std::int64_t kMostRows = 896;
 
-/// Multiply-adds for which another thread is worth waking.
-constexpr std::int64_t kWorthATask = 1 << 18;
+/// Multiply-adds for which another thread is worth waking, and how many of them reading and packing a number of b costs
+/// as much as.
+constexpr std::int64_t kWorthATask = 1 << 20;
+constexpr std::int64_t kPackingCost = 16;
 
 constexpr std::align_val_t kCacheLine{64};
 
@@ -28,8 +31,12 @@ struct FreeAligned {
 /// Room for packed numbers, not written yet.
 template <class T>
 std::unique_ptr<T, FreeAligned> packing_room(std::int64_t count) {
-    return std::unique_ptr<T, FreeAligned>(
-        static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), kCacheLine)));
+    try {
+        return std::unique_ptr<T, FreeAligned>(
+            static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), kCacheLine)));
+    } catch (const std::bad_alloc&) {
+        fail(ErrorCode::out_of_memory, "no memory for ", count, " × ", sizeof(T), " bytes of a matrix product");
+    }
 }
 
 constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -83,7 +90,8 @@ template <class T>
 void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
     // Blocks of rows first, as many for each thread; where there are too few rows for that, blocks of columns.
-    const std::int64_t wanted = std::clamp<std::int64_t>(p.m * p.n * p.k / kWorthATask, 1, runtime.threads());
+    const std::int64_t wanted =
+        std::clamp<std::int64_t>((p.m + kPackingCost) * p.n * p.k / kWorthATask, 1, runtime.threads());
     const std::int64_t row_panels = ceil_divide(p.m, kernels.left_width);
     const std::int64_t column_panels = ceil_divide(p.n, kernels.right_width);
     const std::int64_t least = ceil_divide(p.m, kMostRows);
@@ -155,7 +163,7 @@ template <class T>
 void add_rows(T* sums, const T* from, std::int64_t rows, std::int64_t columns, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
     constexpr std::int64_t kStrip = 256;  // columns
-    const Runtime& crew = rows * columns < kWorthATask ? Runtime::serial() : runtime;
+    const Runtime& crew = rows * columns * kPackingCost < kWorthATask ? Runtime::serial() : runtime;
     crew.parallel_for(ceil_divide(columns, kStrip), [&](std::int64_t strip) {
         const std::int64_t first = strip * kStrip;
         const std::int64_t count = std::min(kStrip, columns - first);
