@@ -1,4 +1,5 @@
-// Matrix products with one fixed order of sums: an element's bits depend on its row and column alone, not on how many
+// Products of the stages that are there to be looked at, and of single rows: as exact as can be, and plain. What is
+// trained is multiplied by nn/matrix_product.hpp. An element's bits depend on its row and column alone, not on how many
 // rows there are.
 #pragma once
 
