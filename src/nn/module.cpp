@@ -22,6 +22,32 @@ void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
 }
 
 template <class T>
+void BasicModule<T>::train(bool on) {
+    training_ = on;
+    if (!on) {
+        forget_own();
+    }
+    visit_children([on](const std::string&, BasicModule& child) { child.train(on); });
+}
+
+template <class T>
+void BasicModule<T>::forget() {
+    forget_own();
+    visit_children([](const std::string&, BasicModule& child) { child.forget(); });
+}
+
+template <class T>
+void BasicModule<T>::visit_parameters(const Visitor& visit) {
+    visit_children([&visit](const std::string& prefix, BasicModule& child) {
+        child.visit_parameters(
+            [&](const std::string& name, Parameter<T>& parameter) { visit(concat(prefix, ".", name), parameter); });
+    });
+}
+
+template <class T>
+void BasicModule<T>::visit_children(const ChildVisitor& /*visit*/) {}
+
+template <class T>
 std::vector<std::pair<std::string, Parameter<T>*>> BasicModule<T>::parameters() {
     std::vector<std::pair<std::string, Parameter<T>*>> all;
     visit_parameters([&all](const std::string& name, Parameter<T>& parameter) { all.emplace_back(name, &parameter); });
@@ -100,7 +126,16 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
 }
 
 template <class T>
-void BasicModule<T>::add_buffers(StateDict<T>& /*state*/) const {}
+void BasicModule<T>::add_buffers(StateDict<T>& state) const {
+    const_cast<BasicModule*>(this)->visit_children(  // NOLINT(cppcoreguidelines-pro-type-const-cast): as above
+        [&state](const std::string& prefix, const BasicModule& child) {
+            StateDict<T> buffers;
+            child.add_buffers(buffers);
+            for (auto& [name, buffer] : buffers) {
+                state.emplace(concat(prefix, ".", name), std::move(buffer));
+            }
+        });
+}
 
 template <class T>
 StateDict<T> BasicModule<T>::translate(StateDict<T> state) const {

@@ -131,37 +131,9 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>&
 }
 
 template <class T>
-void BasicMultiHeadAttentionWrapper<T>::train(bool on) {
-    BasicModule<T>::train(on);
-    for (BasicCausalAttention<T>& head : heads_) {
-        head.train(on);
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::forget() {
-    output_shape_.reset();
-    for (BasicCausalAttention<T>& head : heads_) {
-        const bool trains = head.training();
-        head.eval();  // a head forgets when it leaves training
-        head.train(trains);
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::visit_parameters(const typename BasicModule<T>::Visitor& visit) {
+void BasicMultiHeadAttentionWrapper<T>::visit_children(const typename BasicModule<T>::ChildVisitor& visit) {
     for (std::size_t head = 0; head < heads_.size(); ++head) {
-        const std::string prefix = "heads." + std::to_string(head) + ".";
-        heads_[head].visit_parameters(
-            [&](const std::string& name, Parameter<T>& parameter) { visit(prefix + name, parameter); });
-    }
-}
-
-template <class T>
-void BasicMultiHeadAttentionWrapper<T>::add_buffers(StateDict<T>& state) const {
-    for (std::size_t head = 0; head < heads_.size(); ++head) {
-        state.emplace("heads." + std::to_string(head) + ".mask",
-                      causal_buffer<T>(heads_[head].options().context_length));
+        visit("heads." + std::to_string(head), heads_[head]);
     }
 }
 

@@ -171,9 +171,6 @@ BasicTensor<T> BasicSimpleSelfAttention<T>::backward(const BasicTensor<T>& x, co
     return d_x;
 }
 
-template <class T>
-void BasicSimpleSelfAttention<T>::visit_parameters(const typename BasicModule<T>::Visitor& /*visit*/) {}
-
 template BasicTensor<float> normalised(const BasicTensor<float>&, Normalise);
 template BasicTensor<double> normalised(const BasicTensor<double>&, Normalise);
 template class BasicSimpleSelfAttention<float>;

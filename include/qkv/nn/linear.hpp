@@ -32,6 +32,7 @@ public:
     [[nodiscard]] std::int64_t d_in() const noexcept { return weight_.value.shape()[1]; }
     [[nodiscard]] std::int64_t d_out() const noexcept { return weight_.value.shape()[0]; }
     [[nodiscard]] const BasicTensor<T>& weight() const noexcept { return weight_.value; }
+    [[nodiscard]] Parameter<T>& weight_parameter() noexcept { return weight_; }
     /// nullptr without a bias.
     [[nodiscard]] const BasicTensor<T>* bias() const noexcept { return bias_ ? &bias_->value : nullptr; }
 

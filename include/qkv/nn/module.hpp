@@ -51,6 +51,7 @@ template <class T>
 class BasicModule {
 public:
     using Visitor = std::function<void(const std::string& name, Parameter<T>& parameter)>;
+    using ChildVisitor = std::function<void(const std::string& name, BasicModule& child)>;
 
     BasicModule() = default;
     BasicModule(const BasicModule&) = default;
@@ -60,18 +61,19 @@ public:
     virtual ~BasicModule() = default;
 
     /// In training, dropout is active, and forward on a module that is not const remembers what backward needs. A new
-    /// module trains, as in PyTorch.
-    virtual void train(bool on = true) {
-        training_ = on;
-        if (!on) {
-            forget();
-        }
-    }
+    /// module trains, as in PyTorch. All modules inside this one follow.
+    void train(bool on = true);
     void eval() { train(false); }
     [[nodiscard]] bool training() const noexcept { return training_; }
 
-    /// Calls `visit` for every parameter, in the order in which PyTorch registers (and draws) them.
-    virtual void visit_parameters(const Visitor& visit) = 0;
+    /// Gives back the memory of what forward kept for backward, here and in all modules inside.
+    void forget();
+
+    /// Calls `visit` for every parameter, in the order in which PyTorch registers them. By default those of the modules
+    /// inside, each named `child.parameter`.
+    virtual void visit_parameters(const Visitor& visit);
+    /// Calls `visit` for every module directly inside this one, with its name here.
+    virtual void visit_children(const ChildVisitor& visit);
 
     /// All parameters, for an optimizer; valid while the module stays where it is.
     [[nodiscard]] std::vector<std::pair<std::string, Parameter<T>*>> parameters();
@@ -88,13 +90,15 @@ public:
     void load_state_dict(const StateDict<T>& state);
 
 protected:
-    /// Drops what forward kept for backward: it belongs to parameters that are no more, or is no longer wanted.
-    virtual void forget() { memory_.reset(); }
+    /// Drops what forward kept for backward in this module itself: it belongs to parameters that are no more, or is no
+    /// longer wanted.
+    virtual void forget_own() { memory_.reset(); }
 
     /// Written by forward in training only, so several threads may run forward on one module in eval mode.
     std::shared_ptr<const Remembered<T>> memory_;
 
-    /// Adds the constant tensors that PyTorch's class registers as buffers (the causal `mask`).
+    /// Adds the constant tensors that PyTorch's class registers as buffers (the causal `mask`). By default those of the
+    /// modules inside.
     virtual void add_buffers(StateDict<T>& state) const;
     /// Rewrites a state_dict of a kindred class (torch.nn.MultiheadAttention) into this module's own names.
     [[nodiscard]] virtual StateDict<T> translate(StateDict<T> state) const;

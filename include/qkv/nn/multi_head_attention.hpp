@@ -46,12 +46,10 @@ public:
     /// gradients; dropout uses forward's mask.
     [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& d_output);
 
-    void train(bool on = true) override;
-    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
+    void visit_children(const typename BasicModule<T>::ChildVisitor& visit) override;
 
 protected:
-    void add_buffers(StateDict<T>& state) const override;
-    void forget() override;
+    void forget_own() override { output_shape_.reset(); }
 
 private:
     std::vector<BasicCausalAttention<T>> heads_;

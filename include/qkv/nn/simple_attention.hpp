@@ -41,8 +41,6 @@ public:
     /// value at once, so three gradients add up.
     [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_context) const;
 
-    void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
-
 private:
     Normalise how_;
 };
