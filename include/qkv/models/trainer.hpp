@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "qkv/export.h"
@@ -29,8 +30,9 @@ struct TrainOptions {
     std::int64_t validation_sequences = 64;
 };
 
-/// The step that reaches no further.
+/// Limits of the options, beyond which lies a mistake.
 inline constexpr std::int64_t kMaxSteps = 1'000'000;
+inline constexpr std::int64_t kMaxSequences = 65'536;
 
 /// The learning rate of a step, counted from 1: in a straight line up to lr over `warmup` steps, then down half a
 /// cosine to min_lr at the last step (Loshchilov & Hutter 2017).
@@ -79,7 +81,7 @@ public:
     [[nodiscard]] const TrainOptions& options() const noexcept { return options_; }
     [[nodiscard]] const History& history() const noexcept { return history_; }
 
-    [[nodiscard]] Evaluation evaluate() const;
+    [[nodiscard]] Evaluation evaluate();
 
     /// Writes model and training state into one file, whole or not at all. Throws Error(io).
     void save(const std::filesystem::path& path) const;
@@ -90,8 +92,8 @@ public:
     void resume(const ModelFile& file, const std::string& name);
 
 private:
-    [[nodiscard]] double accumulate_gradients();
-    void check_finite(double loss, double norm, const Batch& batch) const;
+    [[nodiscard]] std::string first_not_finite(const Batch& batch) const;
+    [[nodiscard]] std::string first_gradient_not_finite() const;
 
     LanguageModel* model_;
     const Data* data_;
@@ -102,6 +104,9 @@ private:
     nn::AdamW<float> matrices_, vectors_;  // with and without weight decay
     History history_;
 };
+
+/// The task that a file was trained on, if it was one.
+[[nodiscard]] std::optional<Task> trained_task(const ModelFile& file);
 
 /// The options that a file was trained with. Throws Error(format) for a file without a training state.
 [[nodiscard]] TrainOptions train_options_of(const ModelFile& file, const std::string& name);
