@@ -18,6 +18,13 @@ class BasicTrace {
 public:
     void record(std::string name, BasicTensor<T> tensor) { entries_.emplace_back(std::move(name), std::move(tensor)); }
 
+    /// All entries of another trace, each name after `prefix`.
+    void record_all(const std::string& prefix, BasicTrace&& other) {
+        for (auto& [name, tensor] : other.entries_) {
+            entries_.emplace_back(prefix + name, std::move(tensor));
+        }
+    }
+
     /// The tensor of that name, or nullptr.
     [[nodiscard]] const BasicTensor<T>* find(std::string_view name) const noexcept {
         for (const auto& [key, tensor] : entries_) {

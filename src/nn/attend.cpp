@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/check.hpp"
+#include "nn/dropout.hpp"
 #include "qkv/attention.hpp"
 
 namespace qkv::nn {
@@ -13,28 +13,6 @@ namespace {
 /// Bytes as the booleans that they are.
 ConstTensorView booleans(const std::vector<std::uint8_t>& bytes, const Shape4& shape) {
     return {bytes.data(), DType::boolean, shape, contiguous_strides(shape)};
-}
-
-/// PyTorch draws dropout's mask in the memory order of the weights: [batch, heads, tokens, source tokens].
-template <class T>
-std::vector<std::uint8_t> drawn_keep(const Remembered<T>& memory, Generator* generator) {
-    const StepDropout& dropout = memory.options.dropout;
-    if (!dropout.training || dropout.probability == 0) {
-        return {};
-    }
-    if (generator == nullptr) {
-        fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
-             " in training needs a Generator in the Pass; give one, or call eval()");
-    }
-    if (dropout.probability == 1) {  // PyTorch drops everything without drawing
-        return std::vector<std::uint8_t>(static_cast<std::size_t>(memory.queries.size(0) * memory.options.heads *
-                                                                  memory.queries.size(1) * memory.keys.size(1)));
-    }
-    BasicTensor<T> drawn({memory.queries.size(0), memory.options.heads, memory.queries.size(1), memory.keys.size(1)});
-    generator->bernoulli_(drawn.values(), 1.0 - dropout.probability);
-    std::vector<std::uint8_t> keep(static_cast<std::size_t>(drawn.numel()));
-    std::ranges::transform(drawn.values(), keep.begin(), [](T value) { return static_cast<std::uint8_t>(value != 0); });
-    return keep;
 }
 
 template <class T>
@@ -139,7 +117,10 @@ template <class T>
 void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     memory.options = std::move(options);
     memory.runtime = pass.runtime;
-    memory.keep = drawn_keep(memory, pass.generator);
+    // In the memory order of the weights, as PyTorch draws: [batch, heads, tokens, source tokens].
+    memory.keep =
+        drawn_keep(memory.queries.size(0) * memory.options.heads * memory.queries.size(1) * memory.keys.size(1),
+                   memory.options.dropout, pass.generator);
     memory.allowed.assign(memory.options.source_mask.begin(), memory.options.source_mask.end());
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
@@ -181,27 +162,6 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
     return gradients;
 }
 
-void check_remembered(bool remembered) {
-    if (!remembered) {
-        fail(ErrorCode::invalid_argument,
-             "backward without a forward to go back over; call train() and forward() on this module first");
-    }
-}
-
-template <class T>
-const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory) {
-    check_remembered(memory != nullptr);
-    return *memory;
-}
-
-template <class T>
-void check_gradient(const BasicTensor<T>& d_output, const Shape& expected) {
-    if (d_output.shape() != expected) {
-        fail(ErrorCode::shape_mismatch, "the gradient of the output has shape ", to_string(d_output.shape()),
-             "; expected ", to_string(expected));
-    }
-}
-
 template <class T>
 BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
     const std::int64_t batch = memory.queries.size(0);
@@ -223,8 +183,6 @@ BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
     template void record_turned(const Remembered<T>&, BasicTrace<T>*);                                   \
     template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
     template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
-    template const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>&);                   \
-    template void check_gradient(const BasicTensor<T>&, const Shape&);                                   \
     template BasicTensor<T> checked_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t); \
     template BasicTensor<T> sum(BasicTensor<T>, const BasicTensor<T>&);
 QKV_INSTANTIATE(float)

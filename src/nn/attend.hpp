@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "nn/attention_steps.hpp"
+#include "nn/remember.hpp"
 #include "qkv/nn/linear.hpp"
 #include "qkv/nn/module.hpp"
 #include "qkv/rope.hpp"
@@ -62,18 +63,20 @@ template <class Options>
 /// Forward's tensors that backward needs.
 template <class T>
 struct Remembered {
-    BasicTensor<T> query_input;         // [batch, tokens, width]
-    BasicTensor<T> source_input;        // [batch, source tokens, width]
-    BasicTensor<T> queries;             // [batch, tokens, heads · head_dim], turned if a rope is there
-    BasicTensor<T> keys;                // [batch, source tokens, kv_heads · head_dim], likewise
-    BasicTensor<T> values;              // as keys
-    BasicTensor<T> context;             // as queries
-    BasicTensor<T> lse;                 // [batch, heads, tokens, 1]
-    std::vector<std::uint8_t> keep;     // dropout: [batch, heads, tokens, source tokens], or empty
-    std::vector<std::uint8_t> allowed;  // source mask: [batch, source tokens], or empty
+    BasicTensor<T> query_input;                  // [batch, tokens, width]
+    std::optional<BasicTensor<T>> source_input;  // [batch, source tokens, width]; absent where it is the queries'
+    BasicTensor<T> queries;                      // [batch, tokens, heads · head_dim], turned if a rope is there
+    BasicTensor<T> keys;                         // [batch, source tokens, kv_heads · head_dim], likewise
+    BasicTensor<T> values;                       // as keys
+    BasicTensor<T> context;                      // as queries
+    BasicTensor<T> lse;                          // [batch, heads, tokens, 1]
+    std::vector<std::uint8_t> keep;              // dropout: [batch, heads, tokens, source tokens], or empty
+    std::vector<std::uint8_t> allowed;           // source mask: [batch, source tokens], or empty
     AttendOptions options;
     const Runtime* runtime = &Runtime::serial();
     bool batched = false;  // whether the input, and so the output, had a batch axis
+
+    [[nodiscard]] const BasicTensor<T>& source() const { return source_input ? *source_input : query_input; }
 };
 
 /// Gradients of the projected sequences, shaped as Remembered's.
@@ -97,30 +100,6 @@ void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace);
 
 template <class T>
 [[nodiscard]] ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context);
-
-/// Throws Error(invalid_argument) unless forward remembered something: backward needs a forward in training before it,
-/// of a module that is not const.
-void check_remembered(bool remembered);
-
-/// Runs a forward, and in training keeps what it wrote down.
-template <class T, class Compute>
-[[nodiscard]] BasicTensor<T> remembering(bool training, std::shared_ptr<const Remembered<T>>& kept,
-                                         const Compute& compute) {
-    auto memory = std::make_shared<Remembered<T>>();
-    BasicTensor<T> output = compute(*memory);
-    if (training) {
-        kept = std::move(memory);
-    }
-    return output;
-}
-
-/// What forward left; throws as check_remembered.
-template <class T>
-[[nodiscard]] const Remembered<T>& recall(const std::shared_ptr<const Remembered<T>>& memory);
-
-/// Throws Error(shape_mismatch) unless a gradient of the output is shaped as the output was.
-template <class T>
-void check_gradient(const BasicTensor<T>& d_output, const Shape& expected);
 
 /// The gradient that reaches a stage, with a batch axis: [batch, tokens, width]. Throws as check_gradient.
 template <class T>

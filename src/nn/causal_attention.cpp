@@ -23,7 +23,6 @@ BasicTensor<T> BasicCausalAttention<T>::compute(const BasicTensor<T>& x, const P
     memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
-    memory.source_input = memory.query_input;
     check_context_length(memory.query_input.size(1), options_.context_length);
     project(query_, key_, value_, memory);
     if (pass.trace != nullptr) {

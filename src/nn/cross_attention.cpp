@@ -49,7 +49,7 @@ BasicTensor<T> BasicCrossAttention<T>::compute(const BasicTensor<T>& queries, co
     memory.query_input = with_batch(queries, options_.d_query, "queries");  // [batch, tokens, d_query]
     memory.source_input = with_batch(source, options_.d_source, "source");  // [batch, source tokens, d_source]
     check_same_batch(queries.shape(), source.shape());
-    check_source_mask(source_mask, memory.source_input);
+    check_source_mask(source_mask, memory.source());
     project(query_, key_, value_, memory);
     if (pass.trace != nullptr) {
         pass.trace->record("inputs", queries);

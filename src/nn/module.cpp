@@ -8,16 +8,26 @@
 namespace qkv::nn {
 
 template <class T>
+BasicTensor<T>& Parameter<T>::accumulated() {
+    if (gradient.empty()) {
+        gradient = BasicTensor<T>(value.shape());
+    }
+    if (gradient.shape() != value.shape()) {
+        fail(ErrorCode::shape_mismatch, "a gradient has shape ", to_string(gradient.shape()), ", its parameter shape ",
+             to_string(value.shape()));
+    }
+    return gradient;
+}
+
+template <class T>
 void Parameter<T>::add_gradient(const BasicTensor<T>& more) {
     if (more.shape() != value.shape()) {
         fail(ErrorCode::shape_mismatch, "a gradient of shape ", to_string(more.shape()), " for a parameter of shape ",
              to_string(value.shape()));
     }
-    if (gradient.empty() && !value.empty()) {
-        gradient = BasicTensor<T>(value.shape());
-    }
-    for (std::int64_t i = 0; i < gradient.numel(); ++i) {
-        gradient.data()[i] += more.data()[i];
+    BasicTensor<T>& sum = accumulated();
+    for (std::int64_t i = 0; i < sum.numel(); ++i) {
+        sum.data()[i] += more.data()[i];
     }
 }
 

@@ -26,7 +26,6 @@ void BasicMultiHeadAttention<T>::read_input(const BasicTensor<T>& x, const Pass<
     memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
-    memory.source_input = memory.query_input;
 }
 
 template <class T>

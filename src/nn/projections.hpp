@@ -16,8 +16,8 @@ template <class T>
 void project(const BasicLinear<T>& query, const BasicLinear<T>& key, const BasicLinear<T>& value,
              Remembered<T>& memory) {
     memory.queries = query.forward(memory.query_input, *memory.runtime);
-    memory.keys = key.forward(memory.source_input, *memory.runtime);
-    memory.values = value.forward(memory.source_input, *memory.runtime);
+    memory.keys = key.forward(memory.source(), *memory.runtime);
+    memory.values = value.forward(memory.source(), *memory.runtime);
 }
 
 /// Gradients of the two inputs, [batch, tokens, width] each. In self-attention they are one input's two parts.
@@ -32,8 +32,8 @@ template <class T>
                                                     const Remembered<T>& memory, const BasicTensor<T>& d_context) {
     const ProjectionGradients<T> d = attend_backward(memory, d_context);
     return {query.backward(memory.query_input, d.queries, *memory.runtime),
-            sum(key.backward(memory.source_input, d.keys, *memory.runtime),
-                value.backward(memory.source_input, d.values, *memory.runtime))};
+            sum(key.backward(memory.source(), d.keys, *memory.runtime),
+                value.backward(memory.source(), d.values, *memory.runtime))};
 }
 
 /// Records W_query, W_key, W_value as PyTorch keeps them, [d_out, d_in], with W_query.bias and so on where there is

@@ -38,7 +38,6 @@ BasicTensor<T> BasicSelfAttention<T>::compute(const BasicTensor<T>& x, const Pas
     memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
     memory.query_input = with_batch(x, options_.d_in, "input");
-    memory.source_input = memory.query_input;
     const auto project_raw = [&](const Parameter<T>& matrix) {  // x · W  [batch, tokens, d_out]
         const BasicTensor<T>& inputs = memory.query_input;
         BasicTensor<T> projected({inputs.size(0), inputs.size(1), options_.d_out});

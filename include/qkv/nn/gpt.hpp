@@ -56,10 +56,11 @@ public:
         KvCache cache;
         std::vector<SequenceId> ids;
     };
-    [[nodiscard]] Layer& layer(std::int64_t layer) { return layers_.at(static_cast<std::size_t>(layer)); }
+    /// Throws Error(out_of_range) unless 0 ≤ layer < layers().
+    [[nodiscard]] Layer& layer(std::int64_t layer);
 
 private:
-    [[nodiscard]] std::size_t checked(std::int64_t sequence) const;
+    void check_sequence(std::int64_t sequence) const;
     std::vector<Layer> layers_;
 };
 
@@ -122,6 +123,7 @@ private:
                               Kept& kept);
     BasicTensor<T> embedded(std::span<const std::int64_t> ids, std::span<const std::int64_t> positions,
                             const Runtime& runtime) const;
+    BasicTensor<T> logits_of(const BasicTensor<T>& hidden, const Pass<T>& pass) const;
     Parameter<T>& token_table() noexcept;
 
     GptOptions options_;

@@ -39,6 +39,9 @@ struct Parameter {
 
     /// gradient += more. Throws Error(shape_mismatch) unless `more` has value's shape.
     void add_gradient(const BasicTensor<T>& more);
+    /// The gradient to add to: zeros where nothing has been added up yet. Throws Error(shape_mismatch) where someone
+    /// has put one of another shape there.
+    [[nodiscard]] BasicTensor<T>& accumulated();
 };
 
 /// What forward keeps for backward (src/nn/attend.hpp).

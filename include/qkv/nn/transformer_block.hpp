@@ -39,11 +39,11 @@ public:
     /// x [tokens, emb_dim] or [batch, tokens, emb_dim], tokens ≤ context_length → the same shape. In training dropout
     /// draws from pass.generator for the weights, then for attention's output, then for the feed-forward's. A trace
     /// gets what MultiHeadAttention records.
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {});
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {}) const;
 
     /// Generation: the next tokens of the sequences of `batch`, as MultiHeadAttention's forward over a cache.
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, KvCache& cache, const CacheBatch& batch,
                                          const Pass<T>& pass = {}) const;
 
     /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
@@ -59,7 +59,7 @@ protected:
 private:
     struct Kept;
     template <class Block>
-    static BasicTensor<T> run(Block& block, const BasicTensor<T>& x, const Pass<T>& pass, Kept& kept);
+    static BasicTensor<T> run(Block& block, BasicTensor<T> x, const Pass<T>& pass, Kept& kept);
 
     double dropout_;
     BasicMultiHeadAttention<T> att_;

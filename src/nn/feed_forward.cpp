@@ -1,0 +1,86 @@
+#include "qkv/nn/feed_forward.hpp"
+
+#include <utility>
+
+#include "core/check.hpp"
+#include "nn/remember.hpp"
+#include "nn/rows.hpp"
+
+namespace qkv::nn {
+
+template <class T>
+BasicTensor<T> gelu(const BasicTensor<T>& x, Gelu form, const Runtime& runtime) {
+    BasicTensor<T> y(x.shape());
+    for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            y.data()[i] = gelu_at(x.data()[i], form).value;
+        }
+    });
+    return y;
+}
+
+template <class T>
+BasicTensor<T> gelu_backward(const BasicTensor<T>& x, BasicTensor<T> d_y, Gelu form, const Runtime& runtime) {
+    check_gradient(d_y, x.shape());
+    for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            d_y.data()[i] *= gelu_at(x.data()[i], form).slope;
+        }
+    });
+    return d_y;
+}
+
+template <class T>
+struct BasicFeedForward<T>::Kept {
+    BasicTensor<T> x;       // [..., emb_dim]
+    BasicTensor<T> hidden;  // [..., 4 · emb_dim], before the GELU, which backward computes again
+    const Runtime* runtime = &Runtime::serial();
+};
+
+template <class T>
+BasicFeedForward<T>::BasicFeedForward(std::int64_t emb_dim, Gelu form, Generator& generator)
+    : form_(form),
+      widen_(emb_dim, checked_multiply(4, emb_dim, "the feed-forward's width"), true, generator),
+      narrow_(widen_.d_out(), emb_dim, true, generator) {}
+
+template <class T>
+BasicTensor<T> BasicFeedForward<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+    return narrow_.forward(gelu(widen_.forward(x, *pass.runtime), form_, *pass.runtime), *pass.runtime);
+}
+
+template <class T>
+BasicTensor<T> BasicFeedForward<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+    if (!this->training()) {
+        return std::as_const(*this).forward(x, pass);
+    }
+    auto kept = std::make_shared<Kept>(Kept{x, widen_.forward(x, *pass.runtime), pass.runtime});
+    BasicTensor<T> y = narrow_.forward(gelu(kept->hidden, form_, *pass.runtime), *pass.runtime);
+    kept_ = std::move(kept);
+    return y;
+}
+
+template <class T>
+BasicTensor<T> BasicFeedForward<T>::backward(const BasicTensor<T>& d_output) {
+    const Kept& kept = recall(kept_);
+    check_gradient(d_output, kept.x.shape());
+    const Runtime& runtime = *kept.runtime;
+    BasicTensor<T> d_hidden = narrow_.backward(gelu(kept.hidden, form_, runtime), d_output, runtime);
+    d_hidden = gelu_backward(kept.hidden, std::move(d_hidden), form_, runtime);
+    return widen_.backward(kept.x, d_hidden, runtime);
+}
+
+template <class T>
+void BasicFeedForward<T>::visit_parameters(const typename BasicModule<T>::Visitor& visit) {
+    widen_.visit_parameters("layers.0", visit);
+    narrow_.visit_parameters("layers.2", visit);
+}
+
+#define QKV_INSTANTIATE(T)                                                                              \
+    template BasicTensor<T> gelu(const BasicTensor<T>&, Gelu, const Runtime&);                          \
+    template BasicTensor<T> gelu_backward(const BasicTensor<T>&, BasicTensor<T>, Gelu, const Runtime&); \
+    template class BasicFeedForward<T>;
+QKV_INSTANTIATE(float)
+QKV_INSTANTIATE(double)
+#undef QKV_INSTANTIATE
+
+}  // namespace qkv::nn
