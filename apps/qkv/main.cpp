@@ -13,8 +13,8 @@
 
 namespace {
 
-constexpr int kData = 1;   // a file, or the system, is at fault
-constexpr int kUsage = 2;  // the command line is
+constexpr int kData = 1;       // a file, or the system, is at fault
+constexpr int kUsage = 2;      // the command line is
 constexpr int kStopped = 130;  // as shells report a program that Ctrl-C ended
 
 /// One line, whatever the message quotes: a token or a file name may hold a line break or an escape sequence.
@@ -60,8 +60,8 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command {}; expected explain, train, generate or info{}", qkv::explain::in_quotes(word),
-                               qkv::app::suggestion(word, commands));
+            return fmt::format("unknown command {}; expected explain, train, generate or info{}",
+                               qkv::explain::in_quotes(word), qkv::app::suggestion(word, commands));
         }
         if (flag) {
             const std::string command = chosen.empty() ? "qkv" : "qkv " + app.get_name();

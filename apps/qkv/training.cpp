@@ -65,9 +65,9 @@ public:
 
     void write(std::int64_t step) {
         const models::History& history = trainer_.history();
-        std::string line = fmt::format(R"({{"step":{},"loss":{},"lr":{})", step,
-                                       history.losses[static_cast<std::size_t>(step - 1)],
-                                       models::learning_rate(trainer_.options(), step));
+        std::string line =
+            fmt::format(R"({{"step":{},"loss":{},"lr":{})", step, history.losses[static_cast<std::size_t>(step - 1)],
+                        models::learning_rate(trainer_.options(), step));
         const auto found = std::ranges::lower_bound(history.validations, step, {}, &models::History::Validation::step);
         if (found != history.validations.end() && found->step == step) {
             line += fmt::format(R"(,"validation_loss":{},"validation_accuracy":{})", found->loss, found->accuracy);
@@ -125,7 +125,7 @@ public:
         }
         line += fmt::format("  {:.0f} tokens/s  {} left", static_cast<double>(tokens_) / elapsed,
                             duration(elapsed / static_cast<double>(steps_) * static_cast<double>(left)));
-        fmt::print(stderr, terminal_ ? "\r\x1b[K{}" : "{}\n", line);
+        fmt::print(stderr, "{}{}{}", terminal_ ? "\r\x1b[K" : "", line, terminal_ ? "" : "\n");
         (void)std::fflush(stderr);
         open_line_ = terminal_;
     }
@@ -232,9 +232,10 @@ private:
 
     [[nodiscard]] std::string summary() const {
         std::string text = stopped_early()
-                               ? fmt::format("Stopped after step {}: no better validation loss in {} evaluations; the "
-                                             "best model is {}\n",
-                                             trainer_.steps_done(), *files_.patience, best_file(files_.out))
+                               ? fmt::format(
+                                     "Stopped after step {}: no better validation loss in {} evaluations; the "
+                                     "best model is {}\n",
+                                     trainer_.steps_done(), *files_.patience, best_file(files_.out))
                                : "";
         text += fmt::format("Wrote {}", files_.out);
         for (const auto& file : {files_.plot, files_.log}) {

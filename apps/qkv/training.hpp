@@ -10,10 +10,10 @@
 namespace qkv::app {
 
 struct TrainingFiles {
-    std::string out;                   ///< model and training state
-    std::optional<std::string> plot;   ///< the loss curve as SVG
-    std::optional<std::string> log;    ///< a JSON line a step
-    std::int64_t save_every = 1;       ///< steps
+    std::string out;                       ///< model and training state
+    std::optional<std::string> plot;       ///< the loss curve as SVG
+    std::optional<std::string> log;        ///< a JSON line a step
+    std::int64_t save_every = 1;           ///< steps
     std::optional<std::int64_t> patience;  ///< evaluations without a better loss after which to stop
     bool quiet = false;
     std::string go_on;  ///< the command that goes on after an interruption

@@ -34,8 +34,7 @@ ModelFile read_model_file(const std::filesystem::path& path) {
     try {
         const io::SafetensorsHeader header = io::read_header(source);
         ModelFile file{.tensors = {}, .metadata = header.metadata};
-        if (const auto found = file.metadata.find("format");
-            found == file.metadata.end() || found->second != kFormat) {
+        if (const auto found = file.metadata.find("format"); found == file.metadata.end() || found->second != kFormat) {
             fail(ErrorCode::format, source.name(), " is no model of qkv train: its metadata does not say format ",
                  kFormat);
         }
@@ -66,8 +65,8 @@ LanguageModel load_language_model(const ModelFile& file, const std::string& name
             nn::gpt_options_of(state, whole_entry(file.metadata, "num_heads", 1, kMostHeads, name));
         options.dropout = real_entry(file.metadata, "dropout", 0, 1, name);
         options.gelu = whole_entry(file.metadata, "gelu_tanh", 0, 1, name) == 1 ? nn::Gelu::tanh : nn::Gelu::erf;
-        std::shared_ptr<const text::Tokenizer> tokenizer = text::load_tokenizer(
-            entry(file.metadata, "tokenizer", name), entry(file.metadata, "tokenizer_data", name));
+        std::shared_ptr<const text::Tokenizer> tokenizer =
+            text::load_tokenizer(entry(file.metadata, "tokenizer", name), entry(file.metadata, "tokenizer_data", name));
         Generator unused;
         LanguageModel model(options, std::move(tokenizer), unused);
         model.gpt.load_state_dict(state);

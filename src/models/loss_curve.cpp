@@ -100,7 +100,8 @@ public:
         polyline(training_, kTraining);
         polyline(validation_, kValidation);
         for (const Point& point : validation_) {
-            out_ += concat("<circle cx=\"", x(point), "\" cy=\"", y(point), "\" r=\"3\" fill=\"", kValidation, "\"/>\n");
+            out_ +=
+                concat("<circle cx=\"", x(point), "\" cy=\"", y(point), "\" r=\"3\" fill=\"", kValidation, "\"/>\n");
         }
         legend();
         return std::move(out_) + "</svg>\n";
@@ -145,8 +146,8 @@ private:
         for (const Point& point : line) {
             points += (points.empty() ? "" : " ") + x(point) + "," + y(point);
         }
-        out_ += concat("<polyline fill=\"none\" stroke=\"", colour, "\" stroke-width=\"1.5\" points=\"", points,
-                       "\"/>\n");
+        out_ +=
+            concat("<polyline fill=\"none\" stroke=\"", colour, "\" stroke-width=\"1.5\" points=\"", points, "\"/>\n");
     }
 
     void legend() {

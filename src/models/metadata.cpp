@@ -59,8 +59,7 @@ double real_entry(const io::Metadata& metadata, const std::string& key, double l
     return number_entry(metadata, key, lowest, highest, file);
 }
 
-std::vector<std::uint32_t> words_entry(const io::Metadata& metadata, const std::string& key,
-                                       const std::string& file) {
+std::vector<std::uint32_t> words_entry(const io::Metadata& metadata, const std::string& key, const std::string& file) {
     const std::string_view text = entry(metadata, key, file);
     std::vector<std::uint32_t> words(text.size() / kWordDigits);
     for (std::size_t i = 0; i < words.size(); ++i) {

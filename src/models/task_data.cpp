@@ -60,8 +60,7 @@ TaskData::TaskData(Task task, std::int64_t context, const text::Tokenizer& token
 
 std::pair<std::string, std::string> TaskData::puzzle(Generator& generator) const {
     const bool induction = task_ == Task::induction;
-    const std::string asked =
-        induction ? different_letters(letters_, generator) : random_letters(letters_, generator);
+    const std::string asked = induction ? different_letters(letters_, generator) : random_letters(letters_, generator);
     std::string answer = asked;
     switch (task_) {
         case Task::copy:

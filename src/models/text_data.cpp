@@ -48,8 +48,7 @@ std::string read_text(const std::vector<std::filesystem::path>& files) {
     return all;
 }
 
-TextData::TextData(std::vector<std::int64_t> ids, std::int64_t context)
-    : ids_(std::move(ids)), context_(context) {
+TextData::TextData(std::vector<std::int64_t> ids, std::int64_t context) : ids_(std::move(ids)), context_(context) {
     const auto count = static_cast<std::int64_t>(ids_.size());
     const std::int64_t window = context + 1;  // the last token is only a target
     if (context < 1) {

@@ -17,9 +17,8 @@ constexpr double kBeta2 = 0.99;  // small batches: the second moment may follow 
 
 nn::ParameterList<float> with_rank(const nn::ParameterList<float>& parameters, bool matrices) {
     nn::ParameterList<float> chosen;
-    std::ranges::copy_if(parameters, std::back_inserter(chosen), [matrices](const auto& named) {
-        return (named.second->value.rank() >= 2) == matrices;
-    });
+    std::ranges::copy_if(parameters, std::back_inserter(chosen),
+                         [matrices](const auto& named) { return (named.second->value.rank() >= 2) == matrices; });
     return chosen;
 }
 
@@ -81,8 +80,7 @@ Trainer::Step Trainer::step() {
     double loss = 0;
     for (std::int64_t part = 0; part < options_.accumulate; ++part) {
         const Batch batch = data_->draw(options_.batch, generator_);
-        Tensor logits =
-            gpt.forward(batch.ids, batch.sequences, {.generator = &generator_, .runtime = runtime_});
+        Tensor logits = gpt.forward(batch.ids, batch.sequences, {.generator = &generator_, .runtime = runtime_});
         nn::CrossEntropy<float> result = nn::cross_entropy_backward(
             std::move(logits), batch.targets, {.ignore_index = kNoTarget, .scale = 1 / parts}, *runtime_);
         if (!std::isfinite(result.loss)) {

@@ -102,8 +102,8 @@ std::vector<std::int64_t> CharacterTokenizer::encode(std::string_view text) cons
     for_each_character(text, [&](std::string_view character) {
         const auto found = ids_.find(character);
         if (found == ids_.end()) {
-            fail(ErrorCode::invalid_argument, "the character ", described(character),
-                 " is not among the ", vocab_size(), " that the model was trained on");
+            fail(ErrorCode::invalid_argument, "the character ", described(character), " is not among the ",
+                 vocab_size(), " that the model was trained on");
         }
         ids.push_back(found->second);
     });

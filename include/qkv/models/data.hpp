@@ -46,8 +46,8 @@ public:
 /// The longest text in tokens: below it, places are drawn as torch.randint draws them, 32 bits each.
 inline constexpr std::int64_t kMaxTextTokens = (std::int64_t{1} << 28) - 1;
 
-/// What the files hold, one after the other. Throws Error(io) for one that cannot be read, Error(format) for one that is
-/// empty or no text (not UTF-8, or with a NUL in it), naming file and place, and for more than kMaxTextTokens bytes.
+/// What the files hold, one after the other. Throws Error(io) for one that cannot be read, Error(format) for one that
+/// is empty or no text (not UTF-8, or with a NUL in it), naming file and place, and for more than kMaxTextTokens bytes.
 [[nodiscard]] std::string read_text(const std::vector<std::filesystem::path>& files);
 
 /// Windows of a text. The last tenth, at least one window, is for validation; training windows begin at

@@ -23,9 +23,9 @@ struct TrainOptions {
     std::int64_t accumulate = 1;  ///< backwards of one step
     double lr = 1e-3;
     double min_lr = 1e-4;
-    std::int64_t warmup = 100;    ///< steps until lr is reached
-    double weight_decay = 0.1;    ///< of matrices; biases and the norms' scales and shifts have none
-    double clip = 1.0;            ///< the largest norm of all gradients together; 0: any
+    std::int64_t warmup = 100;  ///< steps until lr is reached
+    double weight_decay = 0.1;  ///< of matrices; biases and the norms' scales and shifts have none
+    double clip = 1.0;          ///< the largest norm of all gradients together; 0: any
     std::int64_t evaluate_every = 100;
     std::int64_t validation_sequences = 64;
 };
