@@ -71,6 +71,10 @@ std::string stage_head(const StageReport& stage) {
         head["dropout"] = stage.dropout;
         head["training"] = stage.training;
     }
+    if (stage.layer) {
+        head["layer"] = *stage.layer;
+        head["head"] = stage.head;
+    }
     if (!stage.weights_file.empty()) {
         head["weights_file"] = stage.weights_file;
     }
