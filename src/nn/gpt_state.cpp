@@ -51,11 +51,7 @@ BasicTensor<T> turned(const BasicTensor<T>& matrix, const std::string& name) {
 
 /// A third of the rows of a weight [3 · width, in] or of a bias [3 · width].
 template <class T>
-BasicTensor<T> third_of(const BasicTensor<T>& stacked, std::int64_t third, const std::string& name) {
-    if (stacked.rank() < 1 || stacked.size(0) % 3 != 0) {
-        fail(ErrorCode::shape_mismatch, "tensor '", name, "' has shape ", to_string(stacked.shape()),
-             "; expected query, key and value side by side");
-    }
+BasicTensor<T> third_of(const BasicTensor<T>& stacked, std::int64_t third) {
     Shape shape = stacked.shape();
     shape[0] /= 3;
     BasicTensor<T> part(std::move(shape));
@@ -82,13 +78,18 @@ void add(StateDict<T>& own, const std::string& name, BasicTensor<T> tensor) {
     }
 }
 
+/// W_query, W_key and W_value, which GPT-2 keeps side by side: [in, 3 · width], or [3 · width] for the bias.
 template <class T>
 void add_projections(StateDict<T>& own, const std::string& block, const std::string& name, const BasicTensor<T>& fused,
-                     const char* kind) {
-    const BasicTensor<T> stacked = fused.rank() == 2 ? fused.transposed() : fused;
+                     bool bias) {
+    if (fused.rank() != (bias ? 1 : 2) || fused.size(-1) % 3 != 0) {
+        fail(ErrorCode::shape_mismatch, "tensor '", name, "' has shape ", to_string(fused.shape()), "; expected ",
+             bias ? "[3 · width]" : "[in, 3 · width]");
+    }
+    const BasicTensor<T> stacked = bias ? fused : fused.transposed();
     std::int64_t third = 0;
     for (const char* projection : {"W_query", "W_key", "W_value"}) {
-        add(own, concat(block, "att.", projection, kind), third_of(stacked, third, name));
+        add(own, concat(block, "att.", projection, bias ? ".bias" : ".weight"), third_of(stacked, third));
         ++third;
     }
 }
@@ -113,7 +114,7 @@ void add_renamed(StateDict<T>& own, const std::string& given, BasicTensor<T> ten
             }
         }
         if (rest == "attn.c_attn.weight" || rest == "attn.c_attn.bias") {
-            add_projections(own, block, given, tensor, rest.ends_with("weight") ? ".weight" : ".bias");
+            add_projections(own, block, given, tensor, rest.ends_with("bias"));
             return;
         }
         if (rest == "attn.bias" || rest == "attn.masked_bias") {
