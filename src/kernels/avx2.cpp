@@ -8,6 +8,6 @@
 
 namespace qkv::kernels {
 
-constinit const Tables avx2_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables avx2_tables = HWY_NAMESPACE::MakeTables();
 
 }  // namespace qkv::kernels

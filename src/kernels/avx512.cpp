@@ -9,6 +9,6 @@
 namespace qkv::kernels {
 
 // Known before anything runs: its functions may not even be looked at on a machine that lacks the instructions.
-constinit const Tables avx512_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables avx512_tables = HWY_NAMESPACE::MakeTables();
 
 }  // namespace qkv::kernels

@@ -25,6 +25,31 @@ inline constexpr unsigned kBlockColumns = 4;
 inline constexpr unsigned kBlockColumns = 2;
 #endif
 
+/// sums += left · b, for kRows rows and kColumns vectors.
+template <class A, unsigned kRows, unsigned kColumns>
+HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& left, const A* HWY_RESTRICT b,
+                             std::int64_t b_stride, std::int64_t inner) {
+    const Tag<A> d;
+    const A* HWY_RESTRICT a = left.data;
+    for (std::int64_t i = 0; i < inner; ++i) {
+        Vec<A> row[kColumns];
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            row[j] = hn::Load(d, b + j * kWidth<A>);
+        }
+        HWY_UNROLL(16)
+        for (unsigned r = 0; r < kRows; ++r) {
+            const Vec<A> factor = hn::Set(d, a[r * left.row_step]);
+            HWY_UNROLL(8)
+            for (unsigned j = 0; j < kColumns; ++j) {
+                sums[r][j] = hn::MulAdd(factor, row[j], sums[r][j]);
+            }
+        }
+        a += left.inner_step;
+        b += b_stride;
+    }
+}
+
 /// One block of c, kRows rows and kColumns vectors wide.
 template <class A, bool kAdd, unsigned kRows, unsigned kColumns>
 void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left, const A* HWY_RESTRICT b,
@@ -38,24 +63,7 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
             sums[r][j] = kAdd ? hn::Load(d, c + r * c_stride + j * kWidth<A>) : hn::Zero(d);
         }
     }
-    const A* HWY_RESTRICT a = left.data;
-    for (std::int64_t i = 0; i < inner; ++i) {
-        Vec<A> row[kColumns];
-        HWY_UNROLL(8)
-        for (unsigned j = 0; j < kColumns; ++j) {
-            row[j] = hn::Load(d, b + j * kWidth<A>);
-        }
-        HWY_UNROLL(8)
-        for (unsigned r = 0; r < kRows; ++r) {
-            const Vec<A> factor = hn::Set(d, a[r * left.row_step]);
-            HWY_UNROLL(8)
-            for (unsigned j = 0; j < kColumns; ++j) {
-                sums[r][j] = hn::MulAdd(factor, row[j], sums[r][j]);
-            }
-        }
-        a += left.inner_step;
-        b += b_stride;
-    }
+    MultiplyInto<A, kRows, kColumns>(sums, left, b, b_stride, inner);
     HWY_UNROLL(8)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)

@@ -8,6 +8,6 @@
 
 namespace qkv::kernels {
 
-constinit const Tables neon_tables{HWY_NAMESPACE::MakeTable<float>(), HWY_NAMESPACE::MakeTable<double>()};
+constinit const Tables neon_tables = HWY_NAMESPACE::MakeTables();
 
 }  // namespace qkv::kernels

@@ -41,4 +41,24 @@ const Kernels<double>& table<double>(InstructionSet set, DType /*dtype*/) noexce
     return tables(set).f64;
 }
 
+template <>
+const Products<float>& products<float>(InstructionSet set) noexcept {
+    return tables(set).products_f32;
+}
+
+template <>
+const Products<double>& products<double>(InstructionSet set) noexcept {
+    return tables(set).products_f64;
+}
+
+template <>
+const Layers<float>& layers<float>(InstructionSet set) noexcept {
+    return tables(set).layers_f32;
+}
+
+template <>
+const Layers<double>& layers<double>(InstructionSet set) noexcept {
+    return tables(set).layers_f64;
+}
+
 }  // namespace qkv::kernels

@@ -1,9 +1,12 @@
-// The table of the instruction set that is being compiled for.
+// The tables of the instruction set that is being compiled for.
 #pragma once
 
+#include "kernels/layers-inl.hpp"
 #include "kernels/multiply-inl.hpp"
+#include "kernels/products-inl.hpp"
 #include "kernels/rows-inl.hpp"
 #include "kernels/softmax-inl.hpp"
+#include "kernels/tables.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
@@ -62,6 +65,15 @@ constexpr Kernels<A> MakeTable() {
             .soften = Soften<A, ExactWeights<A>>,
             .weigh = Weigh<A, ExactWeights<A>>,
             .score_gradients = ScoreGradients<A, ExactWeights<A>>};
+}
+
+constexpr Tables MakeTables() {
+    return {.f32 = MakeTable<float>(),
+            .f64 = MakeTable<double>(),
+            .products_f32 = MakeProducts<float>(),
+            .products_f64 = MakeProducts<double>(),
+            .layers_f32 = MakeLayers<float>(),
+            .layers_f64 = MakeLayers<double>()};
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE

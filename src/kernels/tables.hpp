@@ -2,12 +2,18 @@
 #pragma once
 
 #include "kernels/kernels.hpp"
+#include "kernels/layers.hpp"
+#include "kernels/products.hpp"
 
 namespace qkv::kernels {
 
 struct Tables {
     Kernels<float> f32;
     Kernels<double> f64;
+    Products<float> products_f32;
+    Products<double> products_f64;
+    Layers<float> layers_f32;
+    Layers<double> layers_f64;
 };
 
 extern const Tables scalar_tables;

@@ -91,13 +91,13 @@ Trainer::Step Trainer::step() {
         step.tokens += static_cast<std::int64_t>(batch.ids.size());
     }
     step.gradient_norm = nn::clip_gradient_norm(
-        parameters_, options_.clip > 0 ? options_.clip : std::numeric_limits<double>::infinity());
+        parameters_, options_.clip > 0 ? options_.clip : std::numeric_limits<double>::infinity(), *runtime_);
     if (!std::isfinite(step.gradient_norm)) {
         refuse_not_finite(step.step, "norm of the gradients", step.gradient_norm, first_gradient_not_finite());
     }
     for (nn::AdamW<float>* optimizer : {&matrices_, &vectors_}) {
         optimizer->set_lr(step.lr);
-        optimizer->step();
+        optimizer->step(*runtime_);
     }
     history_.losses.push_back(static_cast<float>(loss));
     step.loss = static_cast<double>(history_.losses.back());

@@ -37,11 +37,12 @@ std::int64_t checked_count(const BasicTensor<T>& logits, std::span<const std::in
     return count;
 }
 
-/// The mean loss; visit(row, its moments) for each row that counts, and skip(row) for the others.
+/// The mean loss; visit(row, its moments, its loss) for each row that counts, and skip(row) for the others.
 template <class T, class Visit, class Skip>
 double mean_loss(const BasicTensor<T>& logits, std::span<const std::int64_t> targets,
                  const CrossEntropyOptions& options, std::int64_t count, const Runtime& runtime, const Visit& visit,
                  const Skip& skip) {
+    const auto moments_of = kernels::layers<T>(runtime.instruction_set()).softmax_moments;
     const std::int64_t classes = logits.size(-1);
     std::vector<double> losses(targets.size());
     for_runs(runtime, static_cast<std::int64_t>(targets.size()), classes, [&](std::int64_t begin, std::int64_t end) {
@@ -52,9 +53,11 @@ double mean_loss(const BasicTensor<T>& logits, std::span<const std::int64_t> tar
                 continue;
             }
             const T* const of_row = logits.data() + row * classes;
-            const SoftmaxRow moments = softmax_moments(of_row, classes);
-            losses[static_cast<std::size_t>(row)] = cross_entropy_row(of_row, target, moments);
-            visit(row, moments);
+            const kernels::SoftmaxMoments<T> moments = moments_of(of_row, classes);
+            const double loss =
+                std::log(moments.sum) - (static_cast<double>(of_row[target]) - static_cast<double>(moments.maximum));
+            losses[static_cast<std::size_t>(row)] = loss;
+            visit(row, moments, loss);
         }
     });
     double sum = 0;
@@ -71,7 +74,8 @@ double cross_entropy(const BasicTensor<T>& logits, std::span<const std::int64_t>
                      const CrossEntropyOptions& options, const Runtime& runtime) {
     const std::int64_t count = checked_count(logits, targets, options);
     return mean_loss(
-        logits, targets, options, count, runtime, [](std::int64_t, const SoftmaxRow&) {}, [](std::int64_t) {});
+        logits, targets, options, count, runtime, [](std::int64_t, const kernels::SoftmaxMoments<T>&, double) {},
+        [](std::int64_t) {});
 }
 
 template <class T>
@@ -80,11 +84,14 @@ CrossEntropy<T> cross_entropy_backward(BasicTensor<T> logits, std::span<const st
     const std::int64_t count = checked_count(logits, targets, options);
     const std::int64_t classes = logits.size(-1);
     const double factor = options.scale / static_cast<double>(count);
+    const auto softmax = kernels::layers<T>(runtime.instruction_set()).softmax;
     const double loss = mean_loss(
         logits, targets, options, count, runtime,
-        [&](std::int64_t row, const SoftmaxRow& moments) {
-            cross_entropy_backward_row(logits.data() + row * classes, targets[static_cast<std::size_t>(row)], classes,
-                                       moments, factor);
+        [&](std::int64_t row, const kernels::SoftmaxMoments<T>& moments, double row_loss) {
+            T* const of_row = logits.data() + row * classes;
+            softmax(of_row, classes, moments, factor);
+            // The target's weight is exp(−loss), and its gradient that minus 1.
+            of_row[targets[static_cast<std::size_t>(row)]] = static_cast<T>(std::expm1(-row_loss) * factor);
         },
         [&](std::int64_t row) { std::fill_n(logits.data() + row * classes, classes, T{0}); });
     return {loss, std::move(logits)};

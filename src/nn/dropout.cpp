@@ -38,11 +38,9 @@ void drop(BasicTensor<T>& x, const std::vector<std::uint8_t>& keep, double p, co
     }
     // As PyTorch's noise tensor: its ones are divided by 1−p, and what is kept is multiplied by the quotient.
     const T scale = T{1} / static_cast<T>(1.0 - p);
+    const auto apply = kernels::layers<T>(runtime.instruction_set()).drop;
     for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            T& value = x.data()[i];
-            value = keep[static_cast<std::size_t>(i)] != 0 ? value * scale : T{0};
-        }
+        apply(x.data() + begin, keep.data() + begin, end - begin, scale);
     });
 }
 

@@ -10,11 +10,11 @@ namespace qkv::nn {
 
 template <class T>
 BasicTensor<T> gelu(const BasicTensor<T>& x, Gelu form, const Runtime& runtime) {
+    const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
+    const auto apply = form == Gelu::erf ? kernels.gelu_erf : kernels.gelu_tanh;
     BasicTensor<T> y(x.shape());
     for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            y.data()[i] = gelu_at(x.data()[i], form).value;
-        }
+        apply(y.data() + begin, x.data() + begin, end - begin);
     });
     return y;
 }
@@ -22,10 +22,10 @@ BasicTensor<T> gelu(const BasicTensor<T>& x, Gelu form, const Runtime& runtime) 
 template <class T>
 BasicTensor<T> gelu_backward(const BasicTensor<T>& x, BasicTensor<T> d_y, Gelu form, const Runtime& runtime) {
     check_gradient(d_y, x.shape());
+    const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
+    const auto apply = form == Gelu::erf ? kernels.gelu_erf_backward : kernels.gelu_tanh_backward;
     for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            d_y.data()[i] *= gelu_at(x.data()[i], form).slope;
-        }
+        apply(d_y.data() + begin, x.data() + begin, end - begin);
     });
     return d_y;
 }

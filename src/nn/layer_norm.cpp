@@ -42,11 +42,12 @@ BasicLayerNorm<T>::BasicLayerNorm(std::int64_t width, double eps)
 template <class T>
 BasicTensor<T> BasicLayerNorm<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
     check_rows(x, width());
+    const auto normalise = kernels::layers<T>(runtime.instruction_set()).layer_norm;
     BasicTensor<T> y(x.shape());
     for_runs(runtime, x.numel() / width(), width(), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
-            layer_norm_row(x.data() + row * width(), scale_.value.data(), shift_.value.data(), y.data() + row * width(),
-                           width(), eps_);
+            normalise(y.data() + row * width(), x.data() + row * width(), scale_.value.data(), shift_.value.data(),
+                      width(), eps_);
         }
     });
     return y;
@@ -59,6 +60,7 @@ BasicTensor<T> BasicLayerNorm<T>::backward(const BasicTensor<T>& x, const BasicT
         fail(ErrorCode::shape_mismatch, "layer norm: the gradient of the output has shape ", to_string(d_y.shape()),
              "; expected ", to_string(x.shape()));
     }
+    const auto back = kernels::layers<T>(runtime.instruction_set()).layer_norm_backward;
     BasicTensor<T> d_x(x.shape());
     const std::int64_t rows = x.numel() / width();
     const std::int64_t run = rows_per_task(width());
@@ -68,8 +70,8 @@ BasicTensor<T> BasicLayerNorm<T>::backward(const BasicTensor<T>& x, const BasicT
     for_runs(runtime, rows, width(), [&](std::int64_t begin, std::int64_t end) {
         double* const d_scale = sums.data() + begin / run * 2 * width();
         for (std::int64_t row = begin; row < end; ++row) {
-            layer_norm_backward_row(x.data() + row * width(), scale_.value.data(), d_y.data() + row * width(),
-                                    d_x.data() + row * width(), d_scale, d_scale + width(), width(), eps_);
+            back(d_x.data() + row * width(), d_scale, d_scale + width(), x.data() + row * width(), scale_.value.data(),
+                 d_y.data() + row * width(), width(), eps_);
         }
     });
     BasicTensor<T>& scale = scale_.accumulated();

@@ -1,10 +1,9 @@
 #include "qkv/nn/linear.hpp"
 
 #include <cmath>
-#include <vector>
 
 #include "core/check.hpp"
-#include "core/matrix_product.hpp"
+#include "nn/matrix_product.hpp"
 
 namespace qkv::nn {
 
@@ -51,15 +50,15 @@ BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bia
 template <class T>
 BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
     BasicTensor<T> y(output_shape(x, d_in(), d_out()));
-    const std::int64_t rows = x.numel() / d_in();
-    multiply_transposed(x.data(), weight_.value.data(), y.data(), rows, d_out(), d_in(), runtime);
-    if (bias_) {
-        for (std::int64_t row = 0; row < rows; ++row) {
-            for (std::int64_t column = 0; column < d_out(); ++column) {
-                y.data()[row * d_out() + column] += bias_->value.data()[column];
-            }
-        }
-    }
+    multiply<T>({.m = x.numel() / d_in(),
+              .n = d_out(),
+              .k = d_in(),
+              .a = row_major(x.data(), d_in()),
+              .b = row_major(weight_.value.data(), d_in()).transposed(),
+              .c = y.data(),
+              .bias = bias_ ? bias_->value.data() : nullptr,
+              .sums = sums_for_weight(weight_.value.numel())},
+             runtime);
     return y;
 }
 
@@ -70,21 +69,31 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
              "; expected ", to_string(expected));
     }
     const std::int64_t rows = x.numel() / d_in();
-    const BasicTensor<T> x_rows = x.reshaped({rows, d_in()});
-    const BasicTensor<T> d_rows = d_y.reshaped({rows, d_out()});
+    const Sums sums = sums_for_weight(weight_.value.numel());
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
-    BasicTensor<T> d_weight({d_out(), d_in()});
-    multiply(d_rows.transposed().data(), x_rows.data(), d_weight.data(), d_out(), d_in(), rows, runtime);
-    weight_.add_gradient(d_weight);
+    BasicTensor<T>& d_weight = weight_.accumulated();
+    multiply<T>({.m = d_out(),
+              .n = d_in(),
+              .k = rows,
+              .a = row_major(d_y.data(), d_out()).transposed(),
+              .b = row_major(x.data(), d_in()),
+              .c = d_weight.data(),
+              .add = true,
+              .sums = sums},
+             runtime);
     if (bias_) {
-        const std::vector<T> ones(static_cast<std::size_t>(rows), T{1});
-        BasicTensor<T> d_bias({d_out()});
-        multiply(ones.data(), d_rows.data(), d_bias.data(), 1, d_out(), rows, runtime);
-        bias_->add_gradient(d_bias);
+        add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);
     }
     BasicTensor<T> d_x(x.shape());
-    multiply(d_rows.data(), weight_.value.data(), d_x.data(), rows, d_in(), d_out(), runtime);
+    multiply<T>({.m = rows,
+              .n = d_in(),
+              .k = d_out(),
+              .a = row_major(d_y.data(), d_out()),
+              .b = row_major(weight_.value.data(), d_in()),
+              .c = d_x.data(),
+              .sums = sums},
+             runtime);
     return d_x;
 }
 

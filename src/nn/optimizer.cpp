@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
+#include <span>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "core/check.hpp"
+#include "nn/rows.hpp"
 
 namespace qkv::nn {
 
@@ -93,7 +97,8 @@ void AdamW<T>::set_lr(double lr) {
 }
 
 template <class T>
-void AdamW<T>::step() {
+void AdamW<T>::step(const Runtime& runtime) {
+    const auto update = kernels::layers<T>(runtime.instruction_set()).adamw;
     for (std::size_t place = 0; place < parameters_.size(); ++place) {
         if (!has_gradient(parameters_[place])) {
             continue;
@@ -106,23 +111,18 @@ void AdamW<T>::step() {
         }
         // The step's constants in double, as PyTorch's Python scalars are.
         const auto t = static_cast<double>(++moments.steps);
-        const T shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay);
-        const T one_minus_beta1 = static_cast<T>(1.0 - options_.beta1);
-        const T beta2 = static_cast<T>(options_.beta2);
-        const T one_minus_beta2 = static_cast<T>(1.0 - options_.beta2);
-        const T step_size = static_cast<T>(options_.lr / (1.0 - std::pow(options_.beta1, t)));
-        const T root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(options_.beta2, t)));
-        const T eps = static_cast<T>(options_.eps);
-        for (std::int64_t i = 0; i < parameter.value.numel(); ++i) {
-            T& p = parameter.value.data()[i];
-            T& m = moments.first.data()[i];
-            T& v = moments.second.data()[i];
-            const T g = parameter.gradient.data()[i];
-            p *= shrink;
-            m += one_minus_beta1 * (g - m);
-            v = beta2 * v + one_minus_beta2 * g * g;
-            p -= step_size * (m / (std::sqrt(v) / root_correction + eps));
-        }
+        const kernels::AdamWStep<T> step{
+            .shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay),
+            .one_minus_beta1 = static_cast<T>(1.0 - options_.beta1),
+            .beta2 = static_cast<T>(options_.beta2),
+            .one_minus_beta2 = static_cast<T>(1.0 - options_.beta2),
+            .step_size = static_cast<T>(options_.lr / (1.0 - std::pow(options_.beta1, t))),
+            .root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(options_.beta2, t))),
+            .eps = static_cast<T>(options_.eps)};
+        for_runs(runtime, parameter.value.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
+            update(parameter.value.data() + begin, moments.first.data() + begin, moments.second.data() + begin,
+                   parameter.gradient.data() + begin, end - begin, step);
+        });
     }
 }
 
@@ -191,24 +191,32 @@ void AdamW<T>::load_state_dict(const StateDict<T>& state) {
 }
 
 template <class T>
-double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm) {
+double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm, const Runtime& runtime) {
     if (!(max_norm > 0)) {
         fail(ErrorCode::invalid_argument, "max_norm is ", max_norm, "; expected more than 0");
     }
+    const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
     double squares = 0;
     for (const auto& [name, parameter] : parameters) {
-        for (const T g : parameter->gradient.values()) {
-            squares += static_cast<double>(g) * static_cast<double>(g);
-        }
+        const std::span<const T> gradient = parameter->gradient.values();
+        const auto count = static_cast<std::int64_t>(gradient.size());
+        // Runs add up their own, and are then added in their order, whoever ran them.
+        std::vector<double> parts(static_cast<std::size_t>(count / rows_per_task(1) + 1));
+        for_runs(runtime, count, 1, [&](std::int64_t begin, std::int64_t end) {
+            parts[static_cast<std::size_t>(begin / rows_per_task(1))] =
+                kernels.sum_of_squares(gradient.data() + begin, end - begin);
+        });
+        squares = std::accumulate(parts.begin(), parts.end(), squares);
     }
     const double norm = std::sqrt(squares);
     // PyTorch's own small number keeps a norm of 0 from dividing.
     const double scale = max_norm / (norm + 1e-6);
     if (scale < 1) {
         for (const auto& [name, parameter] : parameters) {
-            for (T& g : parameter->gradient.values()) {
-                g = static_cast<T>(static_cast<double>(g) * scale);
-            }
+            const std::span<T> gradient = parameter->gradient.values();
+            for_runs(runtime, static_cast<std::int64_t>(gradient.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+                kernels.scale(gradient.data() + begin, end - begin, scale);
+            });
         }
     }
     return norm;
@@ -218,7 +226,7 @@ template class Sgd<float>;
 template class Sgd<double>;
 template class AdamW<float>;
 template class AdamW<double>;
-template double clip_gradient_norm(const ParameterList<float>&, double);
-template double clip_gradient_norm(const ParameterList<double>&, double);
+template double clip_gradient_norm(const ParameterList<float>&, double, const Runtime&);
+template double clip_gradient_norm(const ParameterList<double>&, double, const Runtime&);
 
 }  // namespace qkv::nn

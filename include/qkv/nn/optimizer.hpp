@@ -57,7 +57,7 @@ public:
     /// Throws Error(invalid_argument) for an option out of its range.
     AdamW(ParameterList<T> parameters, const AdamWOptions& options);
     /// One step over all parameters that have a gradient. Throws Error(shape_mismatch) for one of another shape.
-    void step();
+    void step(const Runtime& runtime = Runtime::serial());
     void set_lr(double lr);
 
     /// What a step leaves for the next one, under torch.optim.AdamW's names: NAME.exp_avg (m) and NAME.exp_avg_sq (v),
@@ -81,14 +81,15 @@ private:
 /// Scales all gradients so that their joint 2-norm is at most `max_norm`, as torch.nn.utils.clip_grad_norm_, and
 /// returns the norm before. Throws Error(invalid_argument) unless max_norm > 0.
 template <class T>
-QKV_EXPORT double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm);
+QKV_EXPORT double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm,
+                                     const Runtime& runtime = Runtime::serial());
 
 extern template class Sgd<float>;
 extern template class Sgd<double>;
 extern template class AdamW<float>;
 extern template class AdamW<double>;
-extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<float>&, double);
-extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<double>&, double);
+extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<float>&, double, const Runtime&);
+extern template QKV_EXPORT double clip_gradient_norm(const ParameterList<double>&, double, const Runtime&);
 
 }  // namespace nn QKV_EXPORT
 }  // namespace qkv

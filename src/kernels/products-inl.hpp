@@ -1,0 +1,216 @@
+// Packing, and tiles of a product of packed panels.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/multiply-inl.hpp"
+#include "kernels/products.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+// Fewer columns than attention's block has, so that a chunk of a right panel stays in the first-level cache beside
+// everything else, and more rows, so that `left`, which streams from the second level, is read less often.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
+inline constexpr unsigned kTallest = 14;
+#else
+inline constexpr unsigned kTallest = 6;
+#endif
+inline constexpr unsigned kWidest = 2;
+
+#if HWY_TARGET != HWY_SCALAR
+/// kBlocks 128-bit blocks as one vector, block i from data + i · step.
+template <unsigned kBlocks, class A>
+HWY_INLINE auto LoadBlocks(const A* data, std::int64_t step) {
+    const hn::FixedTag<A, kBlocks * 16 / sizeof(A)> d;
+    if constexpr (kBlocks == 1) {
+        return hn::LoadU(d, data);
+    } else {
+        constexpr unsigned kHalf = kBlocks / 2;
+        return hn::Combine(d, LoadBlocks<kHalf>(data + kHalf * step, step), LoadBlocks<kHalf>(data, step));
+    }
+}
+template <class A>
+inline constexpr unsigned kBlocksOfVector = kWidth<A> * sizeof(A) / 16;
+
+/// One vector of rows, as many columns as a 128-bit block holds: to (columns, width) ← fromᵀ.
+HWY_INLINE void TransposeBlock(float* HWY_RESTRICT to, std::int64_t width, const float* HWY_RESTRICT from,
+                               std::int64_t row_step) {
+    const Tag<float> d;
+    const hn::Repartition<std::uint64_t, Tag<float>> d64;
+    const auto a = LoadBlocks<kBlocksOfVector<float>>(from, 4 * row_step);
+    const auto b = LoadBlocks<kBlocksOfVector<float>>(from + row_step, 4 * row_step);
+    const auto c = LoadBlocks<kBlocksOfVector<float>>(from + 2 * row_step, 4 * row_step);
+    const auto e = LoadBlocks<kBlocksOfVector<float>>(from + 3 * row_step, 4 * row_step);
+    const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
+    const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
+    const auto ce_low = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
+    const auto ce_high = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low)), d, to);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low)), d, to + width);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high)), d, to + 2 * width);
+    hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high)), d, to + 3 * width);
+}
+
+HWY_INLINE void TransposeBlock(double* HWY_RESTRICT to, std::int64_t width, const double* HWY_RESTRICT from,
+                               std::int64_t row_step) {
+    const Tag<double> d;
+    const auto a = LoadBlocks<kBlocksOfVector<double>>(from, 2 * row_step);
+    const auto b = LoadBlocks<kBlocksOfVector<double>>(from + row_step, 2 * row_step);
+    hn::StoreU(hn::InterleaveLower(d, a, b), d, to);
+    hn::StoreU(hn::InterleaveUpper(d, a, b), d, to + width);
+}
+#endif
+
+/// Rows that lie side by side in memory, copied column by column.
+template <class A>
+void PackSideBySide(A* HWY_RESTRICT to, std::int64_t width, const Strided<A>& from, std::int64_t rows,
+                    std::int64_t columns) {
+    const Tag<A> d;
+    const std::int64_t vectors = rows / kWidth<A> * kWidth<A>;
+    for (std::int64_t k = 0; k < columns; ++k) {
+        const A* HWY_RESTRICT column = from.data + k * from.column_step;
+        A* HWY_RESTRICT line = to + k * width;
+        std::int64_t r = 0;
+        for (; r < vectors; r += kWidth<A>) {
+            hn::StoreU(hn::LoadU(d, column + r), d, line + r);
+        }
+        for (; r < rows; ++r) {
+            line[r] = column[r];
+        }
+        for (; r < width; ++r) {
+            line[r] = A(0);
+        }
+    }
+}
+
+template <class A>
+void Pack(A* HWY_RESTRICT to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns) {
+    if (from.row_step == 1) {
+        PackSideBySide(to, width, from, rows, columns);
+        return;
+    }
+    std::int64_t done = 0;  // rows
+#if HWY_TARGET != HWY_SCALAR
+    constexpr auto kBlock = static_cast<std::int64_t>(16 / sizeof(A));
+    const std::int64_t whole = columns / kBlock * kBlock;
+    for (; done + kWidth<A> <= rows; done += kWidth<A>) {
+        const A* first = from.data + done * from.row_step;
+        for (std::int64_t k = 0; k < whole; k += kBlock) {
+            TransposeBlock(to + k * width + done, width, first + k, from.row_step);
+        }
+        for (std::int64_t k = whole; k < columns; ++k) {
+            for (std::int64_t r = 0; r < kWidth<A>; ++r) {
+                to[k * width + done + r] = first[r * from.row_step + k];
+            }
+        }
+    }
+#endif
+    for (std::int64_t k = 0; k < columns && done < width; ++k) {
+        for (std::int64_t r = done; r < width; ++r) {
+            to[k * width + r] = r < rows ? from.data[r * from.row_step + k] : A(0);
+        }
+    }
+}
+
+/// A tile that c has not room for: its first `columns`, number by number.
+template <class A>
+HWY_NOINLINE void FinishNarrow(const A* sums, std::int64_t sums_stride, A* c, std::int64_t c_stride, std::int64_t rows,
+                               std::int64_t columns, const Finish<A>& finish) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t j = 0; j < columns; ++j) {
+            A& at = c[r * c_stride + j];
+            const A sum = finish.add ? at + sums[r * sums_stride + j] : sums[r * sums_stride + j];
+            at = finish.bias != nullptr ? sum + finish.bias[j] : sum;
+        }
+    }
+}
+
+template <class A, unsigned kRows, unsigned kColumns>
+HWY_INLINE void FinishTile(const Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
+                           const Finish<A>& finish) {
+    const Tag<A> d;
+    constexpr auto kStride = kColumns * kWidth<A>;
+    const bool narrow = columns != kStride;
+    alignas(64) A room[kRows * kStride];
+    A* const to = narrow ? room : c;
+    const std::int64_t stride = narrow ? kStride : c_stride;
+    HWY_UNROLL(16)
+    for (unsigned r = 0; r < kRows; ++r) {
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            A* at = to + r * stride + j * kWidth<A>;
+            Vec<A> sum = sums[r][j];
+            if (!narrow) {
+                sum = finish.add ? hn::Add(hn::LoadU(d, at), sum) : sum;
+                sum = finish.bias != nullptr ? hn::Add(sum, hn::LoadU(d, finish.bias + j * kWidth<A>)) : sum;
+            }
+            hn::StoreU(sum, d, at);
+        }
+    }
+    if (narrow) {
+        FinishNarrow(room, kStride, c, c_stride, kRows, columns, finish);
+    }
+}
+
+template <class A, unsigned kRows, unsigned kColumns>
+void MultiplyTile(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t columns, std::int64_t inner,
+                  const Finish<A>& finish) {
+    Vec<A> sums[kRows][kColumns];
+    HWY_UNROLL(16)
+    for (unsigned r = 0; r < kRows; ++r) {
+        HWY_UNROLL(8)
+        for (unsigned j = 0; j < kColumns; ++j) {
+            sums[r][j] = hn::Zero(Tag<A>());
+        }
+    }
+    MultiplyInto<A, kRows, kColumns>(sums, {left, 1, kTallest}, right, kWidest * kWidth<A>, inner);
+    FinishTile<A, kRows, kColumns>(sums, c, c_stride, columns, finish);
+}
+
+/// All rows; the last ones, fewer than a panel has, in tiles of 8, 4, 2 and 1.
+template <class A, unsigned kColumns, unsigned kRows = kTallest>
+void MultiplyTiles(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows, std::int64_t columns,
+                   std::int64_t inner, const Finish<A>& finish) {
+    for (; rows >= kRows; rows -= kRows) {
+        MultiplyTile<A, kRows, kColumns>(c, c_stride, left, right, columns, inner, finish);
+        c += kRows * c_stride;
+        left += kRows == kTallest ? kTallest * inner : kRows;
+    }
+    if constexpr (kRows > 1) {
+        if (rows > 0) {
+            MultiplyTiles<A, kColumns, (kRows > 8 ? 8 : kRows > 4 ? 4 : kRows / 2)>(c, c_stride, left, right, rows,
+                                                                                  columns, inner, finish);
+        }
+    }
+}
+
+template <class A>
+void MultiplyPanel(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows, std::int64_t columns,
+                   std::int64_t inner, const Finish<A>& finish) {
+    static_assert(kWidest == 2);
+    const auto tiles = columns > kWidth<A> ? MultiplyTiles<A, 2> : MultiplyTiles<A, 1>;
+    tiles(c, c_stride, left, right, rows, columns, inner, finish);
+}
+
+template <class A>
+void AddRows(double* HWY_RESTRICT sums, const A* HWY_RESTRICT from, std::int64_t stride, std::int64_t rows,
+             std::int64_t columns) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (std::int64_t j = 0; j < columns; ++j) {
+            sums[j] += static_cast<double>(from[r * stride + j]);
+        }
+    }
+}
+
+template <class A>
+constexpr Products<A> MakeProducts() {
+    return {.left_width = kTallest,
+            .right_width = kWidest * kWidth<A>,
+            .pack = Pack<A>,
+            .multiply = MultiplyPanel<A>,
+            .add_rows = AddRows<A>};
+}
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();

@@ -1,0 +1,55 @@
+// Products of large matrices: what of them depends on the instruction set. Blocking and threads are nn's
+// (nn/matrix_product.hpp).
+//
+// A tile of c, kTallest rows by a panel's columns, stays in registers while the chunk of `inner` passes by. Both
+// operands come packed, so that this walk is along memory whatever the matrices' own layouts are.
+#pragma once
+
+#include <cstdint>
+
+#include "qkv/instruction_set.hpp"
+
+namespace qkv::kernels {
+
+/// How a matrix lies in memory: element (row, column) at data[row · row_step + column · column_step].
+template <class A>
+struct Strided {
+    const A* data = nullptr;
+    std::int64_t row_step = 0;
+    std::int64_t column_step = 0;
+
+    [[nodiscard]] Strided transposed() const noexcept { return {data, column_step, row_step}; }
+    [[nodiscard]] Strided from(std::int64_t row, std::int64_t column) const noexcept {
+        return {data + row * row_step + column * column_step, row_step, column_step};
+    }
+};
+
+/// What a finished sum meets on its way into c.
+template <class A>
+struct Finish {
+    bool add = false;         ///< c + sum, else sum alone
+    const A* bias = nullptr;  ///< one for each column, added last; nullptr: none
+};
+
+template <class A>
+struct Products {
+    /// Rows of `left` and columns of `right` that make one panel.
+    std::int64_t left_width;
+    std::int64_t right_width;
+
+    /// to (columns, width) ← fromᵀ: `rows` (at most `width`) numbers of each column side by side, the rest of a line 0.
+    /// One of `from`'s steps is 1. `to` is aligned to a cache line.
+    void (*pack)(A* to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns);
+    /// c (rows, c_stride) ← finish(left · right) in `columns` (at most right_width) columns: panels of `left`, each
+    /// (inner, left_width), one after another, and one panel of `right`, (inner, right_width). An element's sum is one
+    /// chain in the order of `inner`, begun at 0.
+    void (*multiply)(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows,
+                     std::int64_t columns, std::int64_t inner, const Finish<A>& finish);
+    /// sums (columns) += the `rows` rows of from (rows, stride), added up from the first to the last.
+    void (*add_rows)(double* sums, const A* from, std::int64_t stride, std::int64_t rows, std::int64_t columns);
+};
+
+template <class A>
+[[nodiscard]] const Products<A>& products(InstructionSet set) noexcept;
+
+}  // namespace qkv::kernels

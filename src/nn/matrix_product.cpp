@@ -1,0 +1,164 @@
+#include "nn/matrix_product.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <type_traits>
+
+#include "nn/rows.hpp"
+
+namespace qkv::nn {
+
+namespace {
+
+/// Rows of c that one task keeps packed at a time: times kChunk floats they stay in the second-level cache.
+constexpr std::int64_t kMostRows = 896;
+
+/// Multiply-adds for which another thread is worth waking.
+constexpr std::int64_t kWorthATask = 1 << 18;
+
+constexpr std::align_val_t kCacheLine{64};
+
+struct FreeAligned {
+    void operator()(void* memory) const noexcept { ::operator delete(memory, kCacheLine); }
+};
+
+/// Room for packed numbers, not written yet.
+template <class T>
+std::unique_ptr<T, FreeAligned> packing_room(std::int64_t count) {
+    return std::unique_ptr<T, FreeAligned>(
+        static_cast<T*>(::operator new(static_cast<std::size_t>(count) * sizeof(T), kCacheLine)));
+}
+
+constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_divide(a, b) * b; }
+
+/// A block of c, all of k.
+///
+///     left panels (rows, chunk), packed once a chunk, second-level cache
+///       · right panel (chunk, right_width), packed when its turn comes, first-level cache
+///         → tiles of c
+template <class T>
+void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, std::int64_t first_row, std::int64_t rows,
+                    std::int64_t first_column, std::int64_t columns) {
+    const std::int64_t deepest = std::min(p.k, kChunk);
+    const std::int64_t left_size = round_up(rows, kernels.left_width) * deepest;
+    const auto room = packing_room<T>(round_up(left_size, 64) + kernels.right_width * deepest);
+    T* const left = room.get();
+    T* const right = left + round_up(left_size, 64);
+    std::int64_t done = 0;
+    do {  // once even where k is 0: c = 0 + bias
+        const std::int64_t depth = std::min(p.k - done, kChunk);
+        for (std::int64_t row = 0; row < rows; row += kernels.left_width) {
+            kernels.pack(left + row * depth, kernels.left_width, p.a.from(first_row + row, done),
+                         std::min(kernels.left_width, rows - row), depth);
+        }
+        const Strided<T> b = p.b.from(done, first_column).transposed();
+        for (std::int64_t column = 0; column < columns; column += kernels.right_width) {
+            const std::int64_t width = std::min(kernels.right_width, columns - column);
+            kernels.pack(right, kernels.right_width, b.from(column, 0), width, depth);
+            const bool last = done + depth == p.k;
+            kernels.multiply(p.c + first_row * p.n + first_column + column, p.n, left, right, rows, width, depth,
+                             {.add = p.add || done > 0,
+                              .bias = last && p.bias != nullptr ? p.bias + first_column + column : nullptr});
+        }
+        done += depth;
+    } while (done < p.k);
+}
+
+template <class T>
+void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
+    const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
+    // Blocks of rows first, as many for each thread; where there are too few rows for that, blocks of columns.
+    const std::int64_t wanted = std::clamp<std::int64_t>(p.m * p.n * p.k / kWorthATask, 1, runtime.threads());
+    const std::int64_t row_panels = ceil_divide(p.m, kernels.left_width);
+    const std::int64_t column_panels = ceil_divide(p.n, kernels.right_width);
+    const std::int64_t least = ceil_divide(p.m, kMostRows);
+    const std::int64_t row_blocks = least < wanted ? least : std::min(round_up(least, wanted), row_panels);
+    const std::int64_t column_blocks = std::min(ceil_divide(wanted, row_blocks), column_panels);
+    const std::int64_t block_rows = ceil_divide(row_panels, row_blocks) * kernels.left_width;
+    const std::int64_t block_columns = ceil_divide(column_panels, column_blocks) * kernels.right_width;
+    runtime.parallel_for(row_blocks * column_blocks, [&](std::int64_t task) {
+        const std::int64_t row = task / column_blocks * block_rows;
+        const std::int64_t column = task % column_blocks * block_columns;
+        if (row < p.m && column < p.n) {
+            multiply_block(p, kernels, row, std::min(block_rows, p.m - row), column,
+                           std::min(block_columns, p.n - column));
+        }
+    });
+}
+
+void widen(double* to, const float* from, std::int64_t count, const Runtime& runtime) {
+    for_runs(runtime, count, 1, [to, from](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            to[i] = static_cast<double>(from[i]);
+        }
+    });
+}
+
+/// The same product of the same numbers as doubles, the result rounded.
+void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
+    const std::int64_t a_size = p.m * p.k;
+    const std::int64_t b_size = p.k * p.n;
+    const auto room = packing_room<double>(a_size + b_size + p.m * p.n);
+    double* const a = room.get();
+    double* const b = a + a_size;
+    double* const c = b + b_size;
+    widen(a, p.a.data, a_size, runtime);
+    widen(b, p.b.data, b_size, runtime);
+    multiply_in_own_type<double>({.m = p.m,
+                                  .n = p.n,
+                                  .k = p.k,
+                                  .a = {a, p.a.row_step, p.a.column_step},
+                                  .b = {b, p.b.row_step, p.b.column_step},
+                                  .c = c},
+                                 runtime);
+    for_runs(runtime, p.m, p.n, [&p, c](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin * p.n; i < end * p.n; ++i) {
+            const auto sum = static_cast<float>(c[i]);
+            p.c[i] = p.add ? p.c[i] + sum : sum;
+            p.c[i] = p.bias != nullptr ? p.c[i] + p.bias[i % p.n] : p.c[i];
+        }
+    });
+}
+
+}  // namespace
+
+template <class T>
+void multiply(const Product<T>& p, const Runtime& runtime) {
+    if (p.m == 0 || p.n == 0) {
+        return;
+    }
+    if constexpr (std::is_same_v<T, float>) {
+        if (p.sums == Sums::in_double) {
+            multiply_in_double(p, runtime);
+            return;
+        }
+    }
+    multiply_in_own_type(p, runtime);
+}
+
+template <class T>
+void add_rows(T* sums, const T* from, std::int64_t rows, std::int64_t columns, const Runtime& runtime) {
+    const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
+    constexpr std::int64_t kStrip = 256;  // columns
+    const Runtime& crew = rows * columns < kWorthATask ? Runtime::serial() : runtime;
+    crew.parallel_for(ceil_divide(columns, kStrip), [&](std::int64_t strip) {
+        const std::int64_t first = strip * kStrip;
+        const std::int64_t count = std::min(kStrip, columns - first);
+        std::array<double, kStrip> totals{};
+        kernels.add_rows(totals.data(), from + first, columns, rows, count);
+        for (std::int64_t j = 0; j < count; ++j) {
+            sums[first + j] += static_cast<T>(totals[static_cast<std::size_t>(j)]);
+        }
+    });
+}
+
+template void multiply(const Product<float>&, const Runtime&);
+template void multiply(const Product<double>&, const Runtime&);
+template void add_rows(float*, const float*, std::int64_t, std::int64_t, const Runtime&);
+template void add_rows(double*, const double*, std::int64_t, std::int64_t, const Runtime&);
+
+}  // namespace qkv::nn

@@ -1,0 +1,62 @@
+// Products of matrices, c = a b, cut into blocks that fit caches and shared out among threads.
+//
+// An element's bits depend on its row of a and its column of b alone: its sum runs over chunks of kChunk terms, each a
+// chain from 0 in the order of the terms, added up in their order. So they are the same for any number of threads, any
+// number of rows, and whatever stands around.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/products.hpp"
+#include "qkv/runtime.hpp"
+
+namespace qkv::nn {
+
+using kernels::Strided;
+
+/// A row-major matrix of `columns` columns.
+template <class T>
+[[nodiscard]] Strided<T> row_major(const T* data, std::int64_t columns) noexcept {
+    return {data, columns, 1};
+}
+
+/// Terms of one chain of sums.
+inline constexpr std::int64_t kChunk = 256;
+
+/// How exactly sums are kept.
+enum class Sums {
+    own_type,
+    /// In double, rounded once: a float result is almost always the nearest one. For products that are too small for
+    /// speed to matter.
+    in_double,
+};
+
+/// What layers with a weight of so many numbers sum in. The weight decides and nothing else, so that a row has the same
+/// bits in any batch.
+[[nodiscard]] constexpr Sums sums_for_weight(std::int64_t numbers) noexcept {
+    return numbers <= 96 * 96 ? Sums::in_double : Sums::own_type;
+}
+
+/// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.
+template <class T>
+struct Product {
+    std::int64_t m = 0;
+    std::int64_t n = 0;
+    std::int64_t k = 0;
+    Strided<T> a = {};
+    Strided<T> b = {};
+    T* c = nullptr;
+    const T* bias = nullptr;  ///< [n], added to each row; nullptr: none
+    bool add = false;         ///< c += a b
+    Sums sums = Sums::own_type;
+};
+
+template <class T>
+void multiply(const Product<T>& product, const Runtime& runtime);
+
+/// sums [columns] += the rows of from [rows, columns], row-major; summed in double from the first row to the last, and
+/// rounded once.
+template <class T>
+void add_rows(T* sums, const T* from, std::int64_t rows, std::int64_t columns, const Runtime& runtime);
+
+}  // namespace qkv::nn
