@@ -44,7 +44,7 @@ void run_generate(const Typed& typed) {
     const models::LanguageModel model = models::load_language_model(models::read_model_file(typed.model), typed.model);
     const std::string prompt = typed.prompt.value_or("");
     models::Generation generation(model, model.tokenizer->encode(prompt), options, seed, runtime);
-    // A token may end inside a character, and a terminal is to see neither that nor an escape sequence of a prompt.
+    // A token may end inside a character; what is written never does.
     text::Utf8Stream stream;
     write_output(stream.push(prompt));
     finish_output();

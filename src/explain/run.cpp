@@ -229,6 +229,10 @@ Report run(const Request& request) {
     if (request.model) {
         return run_model(request);
     }
+    if (request.layer || request.head) {
+        fail(ErrorCode::invalid_argument, request.layer ? "--layer" : "--head",
+             " is of a trained model; name it with --model");
+    }
     if (request.stages.empty()) {
         fail(ErrorCode::invalid_argument, "no stage to run; expected one or more");
     }
