@@ -150,8 +150,8 @@ TEST(Trainer, SaysWhereTheFirstNonFiniteNumberIs) {
     EXPECT_ERROR(
         broken("trf_blocks.1.norm1.scale", nan), ErrorCode::out_of_range,
         "step 1: the loss is nan; the first tensor that is not finite is the parameter trf_blocks.1.norm1.scale");
-    // Finite parameters whose product is not: the first layer's queries overflow.
-    EXPECT_ERROR(broken("trf_blocks.0.norm1.scale", 3e38F), ErrorCode::out_of_range, "is trf_blocks.0.att.queries");
+    // Finite parameters whose product is not: what the first layer's attention gets overflows.
+    EXPECT_ERROR(broken("trf_blocks.0.norm1.scale", 3e38F), ErrorCode::out_of_range, "is trf_blocks.0.att.inputs");
 }
 
 TEST(Trainer, RefusesOptionsOutOfRange) {

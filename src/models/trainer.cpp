@@ -41,6 +41,7 @@ bool finite(const Tensor& tensor) {
 }
 
 [[noreturn]] void refuse_not_finite(std::int64_t step, std::string_view what, double value, const std::string& first) {
+    value = std::fabs(value);  // a NaN's sign says nothing
     fail(ErrorCode::out_of_range, "step ", step, ": the ", what, " is ", value,
          "; the first tensor that is not finite is ", first, "; a smaller lr, a longer warm-up or clipping may help");
 }

@@ -42,7 +42,7 @@ def trained(qkv, text, tmp_path_factory):
 def test_it_says_what_it_does_and_what_to_do_next(trained, qkv):
     folder, said = trained
     lines = said.splitlines()
-    assert re.match(r"2 layers × 2 heads, width 8, context 8, 20 tokens in the vocabulary: \d+ parameters; text of ", lines[0])
+    assert re.match(r"2 layers × 2 heads, width 8, context 8, 27 tokens in the vocabulary: \d+ parameters; text of ", lines[0])
     steps = [line for line in lines if line.startswith("step ")]
     assert len(steps) == 6 and "\x1b" not in said and "\r" not in said
     assert re.fullmatch(r"step 60/60  loss \d\.\d{4}  validation \d\.\d{4} \(\d+\.\d % right\)  \d+ tokens/s  0:00 left", steps[-1])
@@ -61,8 +61,8 @@ def test_the_file_is_the_models_state_dict_and_the_trainers(trained):
              "att.out_proj.weight": (8, 8), "att.out_proj.bias": (8,), "att.mask": (8, 8),
              "ff.layers.0.weight": (32, 8), "ff.layers.0.bias": (32,), "ff.layers.2.weight": (8, 32), "ff.layers.2.bias": (8,),
              "norm1.scale": (8,), "norm1.shift": (8,), "norm2.scale": (8,), "norm2.shift": (8,)}
-    expected = {"tok_emb.weight": (20, 8), "pos_emb.weight": (8, 8), "final_norm.scale": (8,), "final_norm.shift": (8,),
-                "out_head.weight": (20, 8)}
+    expected = {"tok_emb.weight": (27, 8), "pos_emb.weight": (8, 8), "final_norm.scale": (8,), "final_norm.shift": (8,),
+                "out_head.weight": (27, 8)}
     expected |= {f"trf_blocks.{n}.{name}": shape for n in range(2) for name, shape in block.items()}
     assert model == expected
     parameters = [name for name in model if not name.endswith(".mask")]

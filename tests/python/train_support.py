@@ -19,7 +19,7 @@ def write_text(path: pathlib.Path, words=600, seed=1):
 
 def run(program, *arguments, **options):
     """The finished process, its output as bytes."""
-    command = [str(part) for part in (program, *arguments)]
+    command = [part if isinstance(part, bytes) else str(part) for part in (program, *arguments)]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIMEOUT, check=False,
                           **options)
 
