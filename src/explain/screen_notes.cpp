@@ -303,6 +303,9 @@ Lines side_by_side(const StageReport& stage, const TextStyle& style) {
 }
 
 Lines screen_notes(const StageReport& stage) {
+    if (stage.layer) {
+        return stage.remarks;  // what a stage is was said in the stages; a model needs the room for its rows
+    }
     Lines notes;
     switch (stage.stage) {
         case Stage::simple:
