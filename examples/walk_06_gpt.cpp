@@ -1,4 +1,35 @@
 // A small GPT: its parts, its logits, and how it learns to read a word backwards.
+//
+// Prints:
+//   tok_emb.weight                       [17, 32]
+//   pos_emb.weight                       [12, 32]
+//   trf_blocks.0.att.W_query.weight      [32, 32]
+//   trf_blocks.0.att.W_key.weight        [32, 32]
+//   trf_blocks.0.att.W_value.weight      [32, 32]
+//   trf_blocks.0.att.out_proj.weight     [32, 32]
+//   trf_blocks.0.att.out_proj.bias       [32]
+//   trf_blocks.0.ff.layers.0.weight      [128, 32]
+//   trf_blocks.0.ff.layers.0.bias        [128]
+//   trf_blocks.0.ff.layers.2.weight      [32, 128]
+//   trf_blocks.0.ff.layers.2.bias        [32]
+//   trf_blocks.0.norm1.scale             [32]
+//   trf_blocks.0.norm1.shift             [32]
+//   trf_blocks.0.norm2.scale             [32]
+//   trf_blocks.0.norm2.shift             [32]
+//   final_norm.scale                     [32]
+//   final_norm.shift                     [32]
+//   out_head.weight                      [17, 32]
+//   14144 parameters
+//   logits [1, 7, 17], those of the last token begin 0.4714 -0.4263 -0.1545 -0.7293
+//   before: badcab>eiaaim
+//   step   1  loss 3.054
+//   step  50  loss 0.494
+//   step 100  loss 0.018
+//   step 150  loss 0.008
+//   step 200  loss 0.005
+//   step 250  loss 0.004
+//   step 300  loss 0.003
+//   after: badcab>bacdab
 #include <algorithm>
 #include <cstdio>
 #include <string>

@@ -58,7 +58,7 @@ Defaults defaults(bool task) {
             .dim = 64,
             .vocab = 512,
             .dropout = 0.1,
-            .train = {.steps = 1000, .batch = 16, .lr = 2e-3, .min_lr = 2e-4},
+            .train = {.steps = 1000, .batch = 16, .lr = 5e-3, .min_lr = 5e-4},
             .out = "model.safetensors"};
 }
 
@@ -342,7 +342,7 @@ void add_train_command(CLI::App& program) {
     option("--steps", typed->steps, "Steps of the optimizer (default 1000)", "N", "Training");
     option("--batch", typed->batch, "Sequences at once (default 16; task: 32)", "N", "Training");
     option("--accumulate", typed->accumulate, "Batches of a step, whose gradients add up (default 1)", "N", "Training");
-    option("--lr", typed->lr, "Learning rate after the warm-up (default 0.002; task: 0.003)", "R", "Training");
+    option("--lr", typed->lr, "Learning rate after the warm-up (default 0.005; task: 0.003)", "R", "Training");
     option("--min-lr", typed->min_lr, "Learning rate at the end (default: a tenth of --lr)", "R", "Training");
     option("--warmup", typed->warmup, "Steps until --lr is reached (default 100; task: 50)", "N", "Training");
     option("--weight-decay", typed->weight_decay, "AdamW's, of matrices (default 0.1)", "R", "Training");

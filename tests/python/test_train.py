@@ -75,7 +75,7 @@ def test_the_file_is_the_models_state_dict_and_the_trainers(trained):
         metadata = file.metadata()
     assert metadata["format"] == "qkv gpt 1" and metadata["num_heads"] == "2" and metadata["tokenizer"] == "char"
     assert metadata["tokenizer_data"] == "".join(sorted(set("the quick brown fox jumps over lazy dog")))
-    assert metadata["training.steps"] == "60" and metadata["training.lr"] == "0.002"
+    assert metadata["training.steps"] == "60" and metadata["training.lr"] == "0.005"
 
 
 def test_log_and_plot_show_the_same_history(trained):
