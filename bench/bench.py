@@ -3,6 +3,7 @@
     ./dev bench --quick                     one case of each kind, within five minutes
     ./dev bench                             all of them; writes docs/benchmarks.md and its pictures
     ./dev bench --case 'prompt-*' --only qkv torch --threads 1
+    ./dev bench --multiply                  the products of linear layers beside torch's
     ./dev bench --compare before.jsonl after.jsonl
 """
 
@@ -32,6 +33,8 @@ def arguments():
     parser.add_argument("--out", type=pathlib.Path, help="results file, JSON lines (default bench/results/DATE.jsonl)")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
+    parser.add_argument("--multiply", action="store_true",
+                        help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
     parser.add_argument("--peaks", type=pathlib.Path, default=ROOT / "build/release/bin/measure_peaks",
                         help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -164,6 +167,13 @@ def main():
         import compare
 
         print("\n".join(compare.compare(*options.compare)))
+        return
+    if options.multiply:
+        import multiply
+
+        counts = options.threads or sorted({1, os.cpu_count() or 1})
+        print("\n".join(multiply.compare(options.peaks.with_name("bench_multiply"), options.peaks, counts,
+                                         options.seconds)))
         return
     if options.list:
         for case in chosen_cases(options):

@@ -1,7 +1,5 @@
 // Products of matrices against sums in long double, under every instruction set of the machine, in memory that faults
 // when it is touched outside.
-#include "nn/matrix_product.hpp"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -12,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "nn/matrix_product.hpp"
 #include "support/guard.hpp"
 #include "support/instruction_sets.hpp"
 
@@ -23,10 +22,11 @@ using support::Guarded;
 /// A matrix in guarded memory, stored as it is or transposed.
 template <class T>
 struct Matrix {
-    Matrix(std::int64_t rows, std::int64_t columns, bool transposed, std::mt19937_64& random, Guarded::Side side)
-        : rows(rows),
-          columns(columns),
-          transposed(transposed),
+    Matrix(std::int64_t row_count, std::int64_t column_count, bool is_transposed, std::mt19937_64& random,
+           Guarded::Side side)
+        : rows(row_count),
+          columns(column_count),
+          transposed(is_transposed),
           memory(static_cast<std::size_t>(rows * columns) * sizeof(T), side),
           data(reinterpret_cast<T*>(memory.data())) {
         std::normal_distribution<double> normal;
@@ -54,8 +54,8 @@ enum class Form { rows_by_rows, rows_by_columns, columns_by_rows };  // x Wᵀ, 
 
 template <class T>
 struct Problem {
-    Problem(const Shape3& shape, Form form, std::uint64_t seed, Guarded::Side side = Guarded::Side::end)
-        : shape(shape),
+    Problem(const Shape3& sizes, Form form, std::uint64_t seed, Guarded::Side side = Guarded::Side::end)
+        : shape(sizes),
           random(seed),
           a(shape.m, shape.k, form == Form::columns_by_rows, random, side),
           b(shape.k, shape.n, form == Form::rows_by_rows, random, side),
@@ -77,8 +77,8 @@ bool same_bits(const std::vector<T>& one, const std::vector<T>& other) {
     return one.size() == other.size() && std::memcmp(one.data(), other.data(), one.size() * sizeof(T)) == 0;
 }
 
-/// c ← [c +] a b [+ bias] within what rounding may do: a chain of k terms rounds each term k times at most, here a chunk
-/// and the number of chunks; without fused multiply-adds the product rounds once more.
+/// c ← [c +] a b [+ bias] within what rounding may do: a chain of k terms rounds each term k times at most, here a
+/// chunk and the number of chunks; without fused multiply-adds the product rounds once more.
 template <class T>
 void check_product(const Shape3& shape, Form form, bool add, bool with_bias, Sums sums, const Runtime& runtime,
                    Guarded::Side side) {
@@ -225,13 +225,13 @@ TEST_P(MatrixProduct, RowsAddUp) {
             std::vector<float> sums(static_cast<std::size_t>(columns), 2.0F);
             add_rows(sums.data(), rows.data, 1000, columns, Runtime(threads, GetParam()));
             for (std::int64_t column = 0; column < columns; ++column) {
-                long double expected = 0;
+                double expected = 0;
                 for (std::int64_t row = 0; row < 1000; ++row) {
                     expected += rows.at(row, column);
                 }
                 // Rounded to float once as a sum, and once more added to the 2.
                 ASSERT_NEAR(sums[static_cast<std::size_t>(column)], expected + 2,
-                            0x1p-24 * (2 * std::fabs(static_cast<double>(expected)) + 2) + 1e-9);
+                            0x1p-24 * (2 * std::fabs(expected) + 2) + 1e-9);
             }
             if (!first) {
                 first = sums;

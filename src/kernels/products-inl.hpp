@@ -1,7 +1,7 @@
 // Packing, and tiles of a product of packed panels.
 #pragma once
 
-#include <algorithm>
+#include <cstring>
 
 #include "kernels/multiply-inl.hpp"
 #include "kernels/products.hpp"
@@ -12,7 +12,7 @@ namespace qkv::kernels::HWY_NAMESPACE {
 // Fewer columns than attention's block has, so that a chunk of a right panel stays in the first-level cache beside
 // everything else, and more rows, so that `left`, which streams from the second level, is read less often.
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
-inline constexpr unsigned kTallest = 14;
+inline constexpr unsigned kTallest = 12;
 #else
 inline constexpr unsigned kTallest = 6;
 #endif
@@ -30,18 +30,17 @@ HWY_INLINE auto LoadBlocks(const A* data, std::int64_t step) {
         return hn::Combine(d, LoadBlocks<kHalf>(data + kHalf * step, step), LoadBlocks<kHalf>(data, step));
     }
 }
-template <class A>
-inline constexpr unsigned kBlocksOfVector = kWidth<A> * sizeof(A) / 16;
 
-/// One vector of rows, as many columns as a 128-bit block holds: to (columns, width) ← fromᵀ.
-HWY_INLINE void TransposeBlock(float* HWY_RESTRICT to, std::int64_t width, const float* HWY_RESTRICT from,
-                               std::int64_t row_step) {
-    const Tag<float> d;
-    const hn::Repartition<std::uint64_t, Tag<float>> d64;
-    const auto a = LoadBlocks<kBlocksOfVector<float>>(from, 4 * row_step);
-    const auto b = LoadBlocks<kBlocksOfVector<float>>(from + row_step, 4 * row_step);
-    const auto c = LoadBlocks<kBlocksOfVector<float>>(from + 2 * row_step, 4 * row_step);
-    const auto e = LoadBlocks<kBlocksOfVector<float>>(from + 3 * row_step, 4 * row_step);
+/// As many rows as kBlocks blocks hold numbers, as many columns as one holds: to (columns, width) ← fromᵀ.
+template <unsigned kBlocks>
+HWY_INLINE void TransposeBlocks(float* HWY_RESTRICT to, std::int64_t width, const float* HWY_RESTRICT from,
+                                std::int64_t row_step) {
+    const hn::FixedTag<float, kBlocks * 4> d;
+    const hn::Repartition<std::uint64_t, decltype(d)> d64;
+    const auto a = LoadBlocks<kBlocks>(from, 4 * row_step);
+    const auto b = LoadBlocks<kBlocks>(from + row_step, 4 * row_step);
+    const auto c = LoadBlocks<kBlocks>(from + 2 * row_step, 4 * row_step);
+    const auto e = LoadBlocks<kBlocks>(from + 3 * row_step, 4 * row_step);
     const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
     const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
     const auto ce_low = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
@@ -52,63 +51,77 @@ HWY_INLINE void TransposeBlock(float* HWY_RESTRICT to, std::int64_t width, const
     hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high)), d, to + 3 * width);
 }
 
-HWY_INLINE void TransposeBlock(double* HWY_RESTRICT to, std::int64_t width, const double* HWY_RESTRICT from,
-                               std::int64_t row_step) {
-    const Tag<double> d;
-    const auto a = LoadBlocks<kBlocksOfVector<double>>(from, 2 * row_step);
-    const auto b = LoadBlocks<kBlocksOfVector<double>>(from + row_step, 2 * row_step);
+template <unsigned kBlocks>
+HWY_INLINE void TransposeBlocks(double* HWY_RESTRICT to, std::int64_t width, const double* HWY_RESTRICT from,
+                                std::int64_t row_step) {
+    const hn::FixedTag<double, kBlocks * 2> d;
+    const auto a = LoadBlocks<kBlocks>(from, 2 * row_step);
+    const auto b = LoadBlocks<kBlocks>(from + row_step, 2 * row_step);
     hn::StoreU(hn::InterleaveLower(d, a, b), d, to);
     hn::StoreU(hn::InterleaveUpper(d, a, b), d, to + width);
 }
+
+/// Rows from `done` on, as many at a time as a vector holds, then half as many, and so on. Returns how many are done.
+template <class A, unsigned kBlocks = kWidth<A> * sizeof(A) / 16>
+std::int64_t TransposeRows(A* to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns,
+                           std::int64_t done = 0) {
+    constexpr auto kSquare = static_cast<std::int64_t>(16 / sizeof(A));
+    constexpr std::int64_t kRows = kBlocks * kSquare;
+    constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(A));
+    const std::int64_t whole = columns / kSquare * kSquare;
+    for (; done + kRows <= rows; done += kRows) {
+        const A* first = from.data + done * from.row_step;
+        for (std::int64_t k = 0; k < whole; k += kSquare) {
+            if (k % kLine == 0) {  // sixteen rows at once are more than the machine's own prefetching follows
+                for (std::int64_t r = 0; r < kRows; ++r) {
+                    __builtin_prefetch(first + r * from.row_step + k + 4 * kLine);
+                }
+            }
+            TransposeBlocks<kBlocks>(to + k * width + done, width, first + k, from.row_step);
+        }
+        for (std::int64_t k = whole; k < columns; ++k) {
+            for (std::int64_t r = 0; r < kRows; ++r) {
+                to[k * width + done + r] = first[r * from.row_step + k];
+            }
+        }
+    }
+    if constexpr (kBlocks > 1) {
+        return TransposeRows<A, kBlocks / 2>(to, width, from, rows, columns, done);
+    } else {
+        return done;
+    }
+}
+#else
+template <class A>
+std::int64_t TransposeRows(A* /*to*/, std::int64_t /*width*/, const Strided<A>& /*from*/, std::int64_t /*rows*/,
+                           std::int64_t /*columns*/) {
+    return 0;
+}
 #endif
 
-/// Rows that lie side by side in memory, copied column by column.
-template <class A>
-void PackSideBySide(A* HWY_RESTRICT to, std::int64_t width, const Strided<A>& from, std::int64_t rows,
-                    std::int64_t columns) {
-    const Tag<A> d;
-    const std::int64_t vectors = rows / kWidth<A> * kWidth<A>;
+/// A whole panel whose rows lie side by side in memory, copied column by column.
+template <std::int64_t kPanel, class A>
+void CopyPanel(A* HWY_RESTRICT to, const Strided<A>& from, std::int64_t columns) {
     for (std::int64_t k = 0; k < columns; ++k) {
-        const A* HWY_RESTRICT column = from.data + k * from.column_step;
-        A* HWY_RESTRICT line = to + k * width;
-        std::int64_t r = 0;
-        for (; r < vectors; r += kWidth<A>) {
-            hn::StoreU(hn::LoadU(d, column + r), d, line + r);
-        }
-        for (; r < rows; ++r) {
-            line[r] = column[r];
-        }
-        for (; r < width; ++r) {
-            line[r] = A(0);
-        }
+        std::memcpy(to + k * kPanel, from.data + k * from.column_step, kPanel * sizeof(A));
     }
 }
 
 template <class A>
 void Pack(A* HWY_RESTRICT to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns) {
-    if (from.row_step == 1) {
-        PackSideBySide(to, width, from, rows, columns);
-        return;
-    }
     std::int64_t done = 0;  // rows
-#if HWY_TARGET != HWY_SCALAR
-    constexpr auto kBlock = static_cast<std::int64_t>(16 / sizeof(A));
-    const std::int64_t whole = columns / kBlock * kBlock;
-    for (; done + kWidth<A> <= rows; done += kWidth<A>) {
-        const A* first = from.data + done * from.row_step;
-        for (std::int64_t k = 0; k < whole; k += kBlock) {
-            TransposeBlock(to + k * width + done, width, first + k, from.row_step);
-        }
-        for (std::int64_t k = whole; k < columns; ++k) {
-            for (std::int64_t r = 0; r < kWidth<A>; ++r) {
-                to[k * width + done + r] = first[r * from.row_step + k];
-            }
-        }
+    if (from.column_step == 1) {
+        done = TransposeRows(to, width, from, rows, columns);
+    } else if (rows == kTallest && width == kTallest) {
+        CopyPanel<kTallest>(to, from, columns);
+        done = rows;
+    } else if (rows == kWidest * kWidth<A> && width == rows) {
+        CopyPanel<kWidest * kWidth<A>>(to, from, columns);
+        done = rows;
     }
-#endif
     for (std::int64_t k = 0; k < columns && done < width; ++k) {
         for (std::int64_t r = done; r < width; ++r) {
-            to[k * width + r] = r < rows ? from.data[r * from.row_step + k] : A(0);
+            to[k * width + r] = r < rows ? from.data[r * from.row_step + k * from.column_step] : A(0);
         }
     }
 }
@@ -126,31 +139,40 @@ HWY_NOINLINE void FinishNarrow(const A* sums, std::int64_t sums_stride, A* c, st
     }
 }
 
-template <class A, unsigned kRows, unsigned kColumns>
-HWY_INLINE void FinishTile(const Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
-                           const Finish<A>& finish) {
-    const Tag<A> d;
-    constexpr auto kStride = kColumns * kWidth<A>;
-    const bool narrow = columns != kStride;
-    alignas(64) A room[kRows * kStride];
-    A* const to = narrow ? room : c;
-    const std::int64_t stride = narrow ? kStride : c_stride;
+/// change(sum, its row, its vector in the row) for all of a tile.
+template <class A, unsigned kRows, unsigned kColumns, class Change>
+HWY_INLINE void ForTile(Vec<A> (&sums)[kRows][kColumns], const Change& change) {
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            A* at = to + r * stride + j * kWidth<A>;
-            Vec<A> sum = sums[r][j];
-            if (!narrow) {
-                sum = finish.add ? hn::Add(hn::LoadU(d, at), sum) : sum;
-                sum = finish.bias != nullptr ? hn::Add(sum, hn::LoadU(d, finish.bias + j * kWidth<A>)) : sum;
-            }
-            hn::StoreU(sum, d, at);
+            change(sums[r][j], r, j * kWidth<A>);
         }
     }
-    if (narrow) {
+}
+
+template <class A, unsigned kRows, unsigned kColumns>
+HWY_INLINE void FinishTile(Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c_stride, std::int64_t columns,
+                           const Finish<A>& finish) {
+    const Tag<A> d;
+    constexpr auto kStride = kColumns * kWidth<A>;
+    if (columns != kStride) {
+        alignas(64) A room[kRows * kStride];
+        ForTile<A, kRows, kColumns>(
+            sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::Store(sum, d, room + r * kStride + j); });
         FinishNarrow(room, kStride, c, c_stride, kRows, columns, finish);
+        return;
     }
+    if (finish.add) {
+        ForTile<A, kRows, kColumns>(sums, [&](Vec<A>& sum, unsigned r, std::int64_t j)
+                                              HWY_ATTR { sum = hn::Add(hn::LoadU(d, c + r * c_stride + j), sum); });
+    }
+    if (finish.bias != nullptr) {
+        ForTile<A, kRows, kColumns>(sums, [&](Vec<A>& sum, unsigned, std::int64_t j)
+                                              HWY_ATTR { sum = hn::Add(sum, hn::LoadU(d, finish.bias + j)); });
+    }
+    ForTile<A, kRows, kColumns>(
+        sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::StoreU(sum, d, c + r * c_stride + j); });
 }
 
 template <class A, unsigned kRows, unsigned kColumns>
@@ -163,6 +185,9 @@ void MultiplyTile(A* c, std::int64_t c_stride, const A* left, const A* right, st
         for (unsigned j = 0; j < kColumns; ++j) {
             sums[r][j] = hn::Zero(Tag<A>());
         }
+        // c is on its way while the sums run.
+        __builtin_prefetch(c + r * c_stride, 1);
+        __builtin_prefetch(c + r * c_stride + columns - 1, 1);
     }
     MultiplyInto<A, kRows, kColumns>(sums, {left, 1, kTallest}, right, kWidest * kWidth<A>, inner);
     FinishTile<A, kRows, kColumns>(sums, c, c_stride, columns, finish);
@@ -179,8 +204,10 @@ void MultiplyTiles(A* c, std::int64_t c_stride, const A* left, const A* right, s
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyTiles<A, kColumns, (kRows > 8 ? 8 : kRows > 4 ? 4 : kRows / 2)>(c, c_stride, left, right, rows,
-                                                                                  columns, inner, finish);
+            MultiplyTiles<A, kColumns,
+                          (kRows > 8   ? 8
+                           : kRows > 4 ? 4
+                                       : kRows / 2)>(c, c_stride, left, right, rows, columns, inner, finish);
         }
     }
 }

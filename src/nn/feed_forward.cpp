@@ -13,9 +13,8 @@ BasicTensor<T> gelu(const BasicTensor<T>& x, Gelu form, const Runtime& runtime) 
     const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
     const auto apply = form == Gelu::erf ? kernels.gelu_erf : kernels.gelu_tanh;
     BasicTensor<T> y(x.shape());
-    for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        apply(y.data() + begin, x.data() + begin, end - begin);
-    });
+    for_runs(runtime, x.numel(), 1,
+             [&](std::int64_t begin, std::int64_t end) { apply(y.data() + begin, x.data() + begin, end - begin); });
     return y;
 }
 
@@ -24,9 +23,8 @@ BasicTensor<T> gelu_backward(const BasicTensor<T>& x, BasicTensor<T> d_y, Gelu f
     check_gradient(d_y, x.shape());
     const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
     const auto apply = form == Gelu::erf ? kernels.gelu_erf_backward : kernels.gelu_tanh_backward;
-    for_runs(runtime, x.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        apply(d_y.data() + begin, x.data() + begin, end - begin);
-    });
+    for_runs(runtime, x.numel(), 1,
+             [&](std::int64_t begin, std::int64_t end) { apply(d_y.data() + begin, x.data() + begin, end - begin); });
     return d_y;
 }
 

@@ -51,14 +51,14 @@ template <class T>
 BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
     BasicTensor<T> y(output_shape(x, d_in(), d_out()));
     multiply<T>({.m = x.numel() / d_in(),
-              .n = d_out(),
-              .k = d_in(),
-              .a = row_major(x.data(), d_in()),
-              .b = row_major(weight_.value.data(), d_in()).transposed(),
-              .c = y.data(),
-              .bias = bias_ ? bias_->value.data() : nullptr,
-              .sums = sums_for_weight(weight_.value.numel())},
-             runtime);
+                 .n = d_out(),
+                 .k = d_in(),
+                 .a = row_major(x.data(), d_in()),
+                 .b = row_major(weight_.value.data(), d_in()).transposed(),
+                 .c = y.data(),
+                 .bias = bias_ ? bias_->value.data() : nullptr,
+                 .sums = sums_for_weight(weight_.value.numel())},
+                runtime);
     return y;
 }
 
@@ -74,26 +74,26 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
     BasicTensor<T>& d_weight = weight_.accumulated();
     multiply<T>({.m = d_out(),
-              .n = d_in(),
-              .k = rows,
-              .a = row_major(d_y.data(), d_out()).transposed(),
-              .b = row_major(x.data(), d_in()),
-              .c = d_weight.data(),
-              .add = true,
-              .sums = sums},
-             runtime);
+                 .n = d_in(),
+                 .k = rows,
+                 .a = row_major(d_y.data(), d_out()).transposed(),
+                 .b = row_major(x.data(), d_in()),
+                 .c = d_weight.data(),
+                 .add = true,
+                 .sums = sums},
+                runtime);
     if (bias_) {
         add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);
     }
     BasicTensor<T> d_x(x.shape());
     multiply<T>({.m = rows,
-              .n = d_in(),
-              .k = d_out(),
-              .a = row_major(d_y.data(), d_out()),
-              .b = row_major(weight_.value.data(), d_in()),
-              .c = d_x.data(),
-              .sums = sums},
-             runtime);
+                 .n = d_in(),
+                 .k = d_out(),
+                 .a = row_major(d_y.data(), d_out()),
+                 .b = row_major(weight_.value.data(), d_in()),
+                 .c = d_x.data(),
+                 .sums = sums},
+                runtime);
     return d_x;
 }
 

@@ -37,35 +37,46 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 
 /// A block of c, all of k.
 ///
-///     left panels (rows, chunk), packed once a chunk, second-level cache
+///     left panels (rows, chunk), packed as many chunks at a time as fit the second-level cache
 ///       · right panel (chunk, right_width), packed when its turn comes, first-level cache
 ///         → tiles of c
+///
+/// With few rows all of `a` is packed at once, and b is read in place, in its own order, once.
 template <class T>
 void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, std::int64_t first_row, std::int64_t rows,
                     std::int64_t first_column, std::int64_t columns) {
-    const std::int64_t deepest = std::min(p.k, kChunk);
-    const std::int64_t left_size = round_up(rows, kernels.left_width) * deepest;
-    const auto room = packing_room<T>(round_up(left_size, 64) + kernels.right_width * deepest);
+    const std::int64_t height = round_up(rows, kernels.left_width);
+    const std::int64_t span = std::min(p.k, std::max<std::int64_t>(1, kMostRows / height) * kChunk);
+    const auto room = packing_room<T>(round_up(height * span, 64) + kernels.right_width * std::min(span, kChunk));
     T* const left = room.get();
-    T* const right = left + round_up(left_size, 64);
-    std::int64_t done = 0;
+    T* const right = left + round_up(height * span, 64);
+    const Strided<T> b = p.b.transposed();
+    std::int64_t begin = 0;
     do {  // once even where k is 0: c = 0 + bias
-        const std::int64_t depth = std::min(p.k - done, kChunk);
-        for (std::int64_t row = 0; row < rows; row += kernels.left_width) {
-            kernels.pack(left + row * depth, kernels.left_width, p.a.from(first_row + row, done),
-                         std::min(kernels.left_width, rows - row), depth);
+        const std::int64_t end = std::min(p.k, begin + span);
+        for (std::int64_t at = begin; at < end; at += kChunk) {
+            const std::int64_t depth = std::min(kChunk, end - at);
+            for (std::int64_t row = 0; row < rows; row += kernels.left_width) {
+                kernels.pack(left + (at - begin) * height + row * depth, kernels.left_width,
+                             p.a.from(first_row + row, at), std::min(kernels.left_width, rows - row), depth);
+            }
         }
-        const Strided<T> b = p.b.from(done, first_column).transposed();
         for (std::int64_t column = 0; column < columns; column += kernels.right_width) {
             const std::int64_t width = std::min(kernels.right_width, columns - column);
-            kernels.pack(right, kernels.right_width, b.from(column, 0), width, depth);
-            const bool last = done + depth == p.k;
-            kernels.multiply(p.c + first_row * p.n + first_column + column, p.n, left, right, rows, width, depth,
-                             {.add = p.add || done > 0,
-                              .bias = last && p.bias != nullptr ? p.bias + first_column + column : nullptr});
+            T* const c = p.c + first_row * p.n + first_column + column;
+            std::int64_t at = begin;
+            do {
+                const std::int64_t depth = std::min(kChunk, end - at);
+                kernels.pack(right, kernels.right_width, b.from(first_column + column, at), width, depth);
+                const bool last = at + depth == p.k;
+                kernels.multiply(c, p.n, left + (at - begin) * height, right, rows, width, depth,
+                                 {.add = p.add || at > 0,
+                                  .bias = last && p.bias != nullptr ? p.bias + first_column + column : nullptr});
+                at += depth;
+            } while (at < end);
         }
-        done += depth;
-    } while (done < p.k);
+        begin = end;
+    } while (begin < p.k);
 }
 
 template <class T>

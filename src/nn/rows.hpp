@@ -28,9 +28,8 @@ void for_runs(const Runtime& runtime, std::int64_t rows, std::int64_t width, con
 template <class T>
 void add_to(BasicTensor<T>& a, const BasicTensor<T>& b, const Runtime& runtime) {
     const auto add = kernels::layers<T>(runtime.instruction_set()).add;
-    for_runs(runtime, a.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-        add(a.data() + begin, b.data() + begin, end - begin);
-    });
+    for_runs(runtime, a.numel(), 1,
+             [&](std::int64_t begin, std::int64_t end) { add(a.data() + begin, b.data() + begin, end - begin); });
 }
 
 }  // namespace qkv::nn
