@@ -206,7 +206,7 @@ void add_explain_command(CLI::App& program) {
         "  qkv explain --example translate --stage cross\n"
         "  qkv explain --tokens 10 --dim 4 --stage self --init uniform --seed 1 --full\n"
         "  qkv explain --html attention.html              the same as a page to play with\n"
-        "  qkv explain --model reverse.safetensors \"abcdefghijkl>lkj\" --layer 1 --head 2\n"
+        "  qkv explain --model reverse.safetensors \"abcdefgh>hgf\" --layer 1 --head 2\n"
         "  qkv explain --embeddings words.csv --weights mha.safetensors --stage multi-head --json");
     command->callback([typed] { run_explain(*typed); });
 }

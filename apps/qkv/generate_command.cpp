@@ -80,7 +80,7 @@ void add_generate_command(CLI::App& program) {
         "Examples:\n"
         "  qkv generate model.safetensors \"The program \"\n"
         "  qkv generate model.safetensors \"The program \" --temperature 0.5 --top-k 20 --tokens 1000 --seed 7\n"
-        "  qkv generate reverse.safetensors \"abcdefghijkl>\" --greedy --tokens 12");
+        "  qkv generate reverse.safetensors \"abcdefgh>\" --greedy --tokens 8");
     command->callback([typed] { run_generate(*typed); });
 }
 

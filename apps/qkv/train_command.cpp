@@ -43,13 +43,13 @@ struct Defaults {
 
 Defaults defaults(bool task) {
     if (task) {
-        return {.context = 24,
+        return {.context = 16,
                 .layers = 2,
                 .heads = 2,
                 .dim = 64,
                 .vocab = 0,
                 .dropout = 0.0,
-                .train = {.steps = 1000, .batch = 32, .lr = 3e-3, .min_lr = 3e-4, .warmup = 50},
+                .train = {.steps = 500, .batch = 32, .lr = 5e-3, .min_lr = 5e-4, .warmup = 50},
                 .out = "task.safetensors"};
     }
     return {.context = 64,
@@ -331,7 +331,7 @@ void add_train_command(CLI::App& program) {
     option("--tokenizer", typed->tokenizer, "char (default) or bpe (byte pairs learned from the text)", "KIND", "Data");
     option("--vocab", typed->vocab, "bpe: how many tokens to learn (default 512)", "N", "Data");
 
-    option("--context", typed->context, "Tokens that the model sees (default 64; task: 24, for 12 letters)", "N",
+    option("--context", typed->context, "Tokens that the model sees (default 64; task: 16, for 8 letters)", "N",
            "Model");
     option("--layers", typed->layers, "Transformer blocks (default 4; task: 2)", "N", "Model");
     option("--heads", typed->heads, "Heads of each (default 4; task: 2)", "N", "Model");
@@ -339,10 +339,10 @@ void add_train_command(CLI::App& program) {
     option("--dropout", typed->dropout, "Probability of dropping (default 0.1; task: 0)", "P", "Model");
     option("--seed", typed->seed, "Seed of everything random (default 123)", "N", "Model");
 
-    option("--steps", typed->steps, "Steps of the optimizer (default 1000)", "N", "Training");
+    option("--steps", typed->steps, "Steps of the optimizer (default 1000; task: 500)", "N", "Training");
     option("--batch", typed->batch, "Sequences at once (default 16; task: 32)", "N", "Training");
     option("--accumulate", typed->accumulate, "Batches of a step, whose gradients add up (default 1)", "N", "Training");
-    option("--lr", typed->lr, "Learning rate after the warm-up (default 0.005; task: 0.003)", "R", "Training");
+    option("--lr", typed->lr, "Learning rate after the warm-up (default 0.005)", "R", "Training");
     option("--min-lr", typed->min_lr, "Learning rate at the end (default: a tenth of --lr)", "R", "Training");
     option("--warmup", typed->warmup, "Steps until --lr is reached (default 100; task: 50)", "N", "Training");
     option("--weight-decay", typed->weight_decay, "AdamW's, of matrices (default 0.1)", "R", "Training");
@@ -371,7 +371,7 @@ void add_train_command(CLI::App& program) {
         "  qkv train                                       characters of the GPL-3, about two minutes\n"
         "  qkv train novel.txt --out novel.safetensors --plot loss.svg\n"
         "  qkv train *.txt --tokenizer bpe --vocab 1000 --context 128 --dim 128 --steps 3000\n"
-        "  qkv train --task reverse                        a head that reads backwards, in a minute\n"
+        "  qkv train --task reverse                        heads that read backwards, in a minute\n"
         "  qkv train novel.txt --resume novel.safetensors --steps 5000");
     command->callback([typed] { run_train(*typed); });
 }
