@@ -38,7 +38,6 @@ struct Defaults {
     std::int64_t context, layers, heads, dim, vocab;
     double dropout;
     models::TrainOptions train;
-    const char* out;
 };
 
 Defaults defaults(bool task) {
@@ -49,8 +48,7 @@ Defaults defaults(bool task) {
                 .dim = 64,
                 .vocab = 0,
                 .dropout = 0.0,
-                .train = {.steps = 500, .batch = 32, .lr = 5e-3, .min_lr = 5e-4, .warmup = 50},
-                .out = "task.safetensors"};
+                .train = {.steps = 500, .batch = 32, .lr = 5e-3, .min_lr = 5e-4, .warmup = 50}};
     }
     return {.context = 64,
             .layers = 4,
@@ -58,8 +56,7 @@ Defaults defaults(bool task) {
             .dim = 64,
             .vocab = 512,
             .dropout = 0.1,
-            .train = {.steps = 1000, .batch = 16, .lr = 5e-3, .min_lr = 5e-4},
-            .out = "model.safetensors"};
+            .train = {.steps = 1000, .batch = 16, .lr = 5e-3, .min_lr = 5e-4}};
 }
 
 std::optional<models::Task> task_named(const std::optional<std::string>& typed) {
@@ -284,7 +281,7 @@ void run_train(const Typed& typed) {
                     "--task makes its own sequences of characters; leave out text files, "
                     "--tokenizer and --vocab");
     }
-    const std::string usual_out = task ? *typed.task + ".safetensors" : defaults(false).out;
+    const std::string usual_out = task ? *typed.task + ".safetensors" : "model.safetensors";
     const std::string out = typed.out.value_or(typed.resume.value_or(usual_out));
     if (!typed.overwrite && out != typed.resume && std::filesystem::exists(out) &&
         std::filesystem::is_regular_file(out)) {
