@@ -16,7 +16,7 @@ PUBLIC = {
     "error.hpp": "core", "tensor.hpp": "core", "random.hpp": "core", "trace.hpp": "core", "types.hpp": "core",
     "view.hpp": "core", "instruction_set.hpp": "core", "runtime.hpp": "core", "mask.hpp": "attention", "attention.hpp": "attention", "score_function.hpp": "attention", "kv_cache.hpp": "attention",
     "rope.hpp": "attention",
-    "nn.hpp": "nn", "io.hpp": "io", "explain.hpp": "explain", "export.h": "core", "qkv.h": "c_api",
+    "nn.hpp": "nn", "io.hpp": "io", "text.hpp": "text", "models.hpp": "models", "explain.hpp": "explain", "export.h": "core", "qkv.h": "c_api",
     "qkv_generation.h": "c_api",
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')

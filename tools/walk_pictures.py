@@ -37,8 +37,8 @@ def text(x, y, words, anchor="start", fill=INK, size=12, weight="normal"):
             f' font-weight="{weight}">{escape(words)}</text>')
 
 
-def number(value):
-    return f"{value:.4f}".replace("-", "−")
+def number(value, digits=4):
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 class Panel:
@@ -47,12 +47,12 @@ class Panel:
     Cells that are "-inf" in `masked` are grey: the mask hid them, so that they were never in play.
     """
 
-    def __init__(self, title, rows, columns, matrix, followed=None, from_zero=False, masked=None):
-        self.masked = masked or matrix
+    def __init__(self, title, rows, columns, matrix, followed=None, from_zero=False, masked=None, digits=4):
+        self.masked, self.digits = masked or matrix, digits
         self.title, self.rows, self.columns, self.matrix, self.followed = title, rows, columns, matrix, followed
         finite = [value for row in matrix for value in row if value != "-inf"]
         self.low, self.high = (0.0 if from_zero else min(finite)), max(finite)
-        self.cell = max([CELL_WIDTH] + [len(column) * LETTER + 8 for column in columns])
+        self.cell = max([CELL_WIDTH - (4 - digits) * LETTER] + [len(column) * LETTER + 8 for column in columns])
         self.left = max((len(row) for row in rows), default=0) * LETTER + (8 if rows else 0)
         self.width = max(self.left + self.cell * len(matrix[0]), len(title) * LETTER)
         self.height = 44 + CELL_HEIGHT * len(matrix) + 40
@@ -62,15 +62,15 @@ class Panel:
             fill, ink, shown = HIDDEN, FAINT, "−∞" if value == "-inf" else "0"
         else:
             rgb = viridis((value - self.low) / (self.high - self.low) if self.high > self.low else 0.5)
-            fill, ink, shown = hex_colour(rgb), ink_on(rgb), number(value)
+            fill, ink, shown = hex_colour(rgb), ink_on(rgb), number(value, self.digits)
         return [f'<rect x="{x:.1f}" y="{y:.1f}" width="{self.cell - 1:.1f}" height="{CELL_HEIGHT - 1}" fill="{fill}"/>',
                 text(x + self.cell / 2, y + 16, shown, "middle", ink, 11)]
 
     def draw_bar(self, x, y):
         width = min(self.cell * len(self.matrix[0]), 160)
         return [f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="8" fill="url(#viridis)"/>',
-                text(x, y + 21, number(self.low), fill=FAINT, size=10),
-                text(x + width, y + 21, number(self.high), "end", FAINT, 10)]
+                text(x, y + 21, number(self.low, self.digits), fill=FAINT, size=10),
+                text(x + width, y + 21, number(self.high, self.digits), "end", FAINT, 10)]
 
     def draw(self, x, y):
         parts = [text(x, y + 12, self.title, weight="bold")]
@@ -216,8 +216,20 @@ def cross(explain):
     ], "seed 123, nothing trained; row = English query, column = German key")
 
 
+def gpt(explain):
+    stage = explain("--model", str(ROOT / "docs/walk/reverse.safetensors"), "badcab>bacda")
+    tokens = [label.split("#")[0] for label in stage["tokens"]]
+    # Two digits: what they show does not depend on how a machine rounds.
+    weights = [[[round(value, 2) for value in row] for row in matrix(stage, "weights", head)] for head in range(2)]
+    return heat_maps("Weights of both heads of a model that learned to read backwards.", [
+        [Panel(f"weights of head {head + 1}", tokens, tokens, weights[head], tokens.index(">"), True,
+               matrix(stage, "masked", head), digits=2) for head in range(2)],
+    ], "row = query, column = key; outlined: the query >, which has to say the last letter of the question")
+
+
 PICTURES = {"00-why-attention.svg": why_attention, "01-simple.svg": simple, "02-trainable.svg": trainable,
-            "03-causal-and-dropout.svg": causal, "04-many-heads.svg": heads, "05-cross-attention.svg": cross}
+            "03-causal-and-dropout.svg": causal, "04-many-heads.svg": heads, "05-cross-attention.svg": cross,
+            "06-a-small-gpt.svg": gpt}
 
 
 def draw_all(program_dir, folder):

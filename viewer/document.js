@@ -57,6 +57,7 @@ class Stage {
     const source = this.tensor("source");
     this.source = source ? new Matrix(source.shape[0], source.shape[1], source.data) : this.inputs;
     this.heads = this.kind === "simple" ? 1 : Math.max(1, raw.heads ?? 1);
+    this.head = clamp(raw.head ?? 0, 0, this.heads - 1);
     this.dIn = this.inputs.cols;
     this.dOut = raw.d_out ?? this.tensor("context")?.shape.at(-1) ?? this.dIn;
     this.headDim = raw.head_dim ?? (this.splitsHeads ? this.dOut / this.heads : this.dOut);
@@ -68,7 +69,7 @@ class Stage {
     }
     const names = { self: this.init ? `self · ${this.init === "uniform" ? "rand" : this.init}` : "self",
       wrapper: "wrapper", "multi-head": "multi-head" };
-    this.label = names[this.kind] ?? this.kind;
+    this.label = raw.layer ? `layer ${raw.layer}` : names[this.kind] ?? this.kind;
   }
 
   /** One projection split into heads, as opposed to a wrapper of whole modules. */

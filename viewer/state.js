@@ -5,7 +5,7 @@ function initialState(doc) {
   const first = doc.stages[0];
   const query = queryIndex(doc, first);
   return {
-    stage: 0, head: 0, step: "weights", query, key: 0, feature: 0, inner: 0, table: false, theme: "auto", shortcuts: true,
+    stage: 0, head: first.head, step: "weights", query, key: 0, feature: 0, inner: 0, table: false, theme: "auto", shortcuts: true,
     changes: { normalise: null, scale: null, mask: null, factor: 1, dropped: new Set() },
   };
 }
@@ -28,7 +28,7 @@ function stateToHash(state, doc) {
   const { changes } = state;
   const parts = new URLSearchParams();
   parts.set("stage", doc.stages[state.stage].id);
-  if (state.head > 0) parts.set("head", state.head + 1);
+  if (state.head !== doc.stages[0].head) parts.set("head", state.head + 1);
   parts.set("step", state.step);
   parts.set("query", state.query + 1);
   parts.set("key", state.key + 1);
@@ -56,7 +56,7 @@ function stateFromHash(hash, doc) {
   };
   const stage = doc.stages.findIndex(({ id }) => id === parts.get("stage"));
   if (stage >= 0) state.stage = stage;
-  state.head = position("head", 0);
+  state.head = position("head", state.head);
   if (parts.get("step") in PLACES) state.step = parts.get("step");
   state.query = position("query", queryIndex(doc, doc.stages[state.stage]));
   for (const name of ["key", "feature", "inner"]) state[name] = position(name, 0);

@@ -19,6 +19,7 @@ namespace {
 struct Typed {
     std::optional<std::string> text, example, stage, query, tokens, dim, embeddings;
     std::optional<std::string> source, source_embeddings;
+    std::optional<std::string> model, layer, head;
     std::optional<std::string> weights, init, d_out, heads, context_length, seed;
     std::optional<std::string> dropout, normalise, digits, colour, html;
     bool train = false, qkv_bias = false, full = false, json = false;
@@ -39,6 +40,10 @@ std::vector<explain::Stage> stages_named(const std::string& typed) {
 
 explain::Request request_from(const Typed& typed) {
     explain::Request request;
+    if (typed.model && typed.stage) {
+        throw Error(ErrorCode::invalid_argument,
+                    "--model shows a model's own layers; choose one with --layer, not --stage");
+    }
     request.stages = stages_named(typed.stage.value_or("all"));
     request.text = typed.text;
     request.example = typed.example;
@@ -48,6 +53,9 @@ explain::Request request_from(const Typed& typed) {
     request.embeddings = typed.embeddings;
     request.source = typed.source;
     request.source_embeddings = typed.source_embeddings;
+    request.model = typed.model;
+    request.layer = whole_number("--layer", typed.layer, 1, explain::kMaxHeads);
+    request.head = whole_number("--head", typed.head, 1, explain::kMaxHeads);
     request.weights = typed.weights;
     if (typed.init) {
         request.init = choice("--init", *typed.init, {"uniform", "linear"}) == 0 ? nn::Init::uniform : nn::Init::linear;
@@ -162,6 +170,10 @@ void add_explain_command(CLI::App& program) {
         ->group("Sentence");
     option("--source-embeddings", typed->source_embeddings, "cross: its vectors", "FILE")->group("Sentence");
 
+    option("--model", typed->model, "A model of qkv train instead: its heads, on TEXT", "FILE")->group("Trained model");
+    option("--layer", typed->layer, "Which layer (default: all)", "N")->group("Trained model");
+    option("--head", typed->head, "Which head to follow (default 1)", "N")->group("Trained model");
+
     option("--d-out", typed->d_out, "Width of queries, keys and values (default 2 for journey and sun, else --dim)",
            "N")
         ->group("Parameters");
@@ -194,6 +206,7 @@ void add_explain_command(CLI::App& program) {
         "  qkv explain --example translate --stage cross\n"
         "  qkv explain --tokens 10 --dim 4 --stage self --init uniform --seed 1 --full\n"
         "  qkv explain --html attention.html              the same as a page to play with\n"
+        "  qkv explain --model reverse.safetensors \"abcdefgh>hgf\" --layer 1 --head 2\n"
         "  qkv explain --embeddings words.csv --weights mha.safetensors --stage multi-head --json");
     command->callback([typed] { run_explain(*typed); });
 }

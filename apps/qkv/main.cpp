@@ -13,8 +13,9 @@
 
 namespace {
 
-constexpr int kData = 1;   // a file, or the system, is at fault
-constexpr int kUsage = 2;  // the command line is
+constexpr int kData = 1;       // a file, or the system, is at fault
+constexpr int kUsage = 2;      // the command line is
+constexpr int kStopped = 130;  // as shells report a program that Ctrl-C ended
 
 /// One line, whatever the message quotes: a token or a file name may hold a line break or an escape sequence.
 int complain(int status, const std::string& message) {
@@ -59,8 +60,8 @@ std::string explain_parse_error(const CLI::App& program, const CLI::ParseError& 
         const std::string& word = extra.front();
         const bool flag = word.starts_with('-');
         if (!flag && chosen.empty()) {
-            return fmt::format("unknown command {}; expected explain or info{}", qkv::explain::in_quotes(word),
-                               qkv::app::suggestion(word, commands));
+            return fmt::format("unknown command {}; expected explain, train, generate or info{}",
+                               qkv::explain::in_quotes(word), qkv::app::suggestion(word, commands));
         }
         if (flag) {
             const std::string command = chosen.empty() ? "qkv" : "qkv " + app.get_name();
@@ -86,6 +87,8 @@ int run_program(int argc, char** argv) {
     program.require_subcommand(0, 1);
     program.get_formatter()->column_width(34);
     qkv::app::add_explain_command(program);
+    qkv::app::add_train_command(program);
+    qkv::app::add_generate_command(program);
     qkv::app::add_info_command(program);
     program.footer("Start with: qkv explain");
     try {
@@ -93,6 +96,8 @@ int run_program(int argc, char** argv) {
         return 0;
     } catch (const CLI::ParseError& error) {
         return complain(kUsage, explain_parse_error(program, error));
+    } catch (const qkv::app::Stopped& stopped) {
+        return complain(kStopped, stopped.message);
     } catch (const qkv::Error& error) {
         using enum qkv::ErrorCode;
         const bool usage = error.code() == invalid_argument || error.code() == out_of_range;

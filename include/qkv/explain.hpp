@@ -61,6 +61,11 @@ struct Request {
     bool train = false;
     std::optional<nn::Normalise> normalise = {};  ///< simple; default softmax
 
+    /// A trained model (docs/train.md) instead of all that: its own layers, on text that it reads.
+    std::optional<std::filesystem::path> model = {};
+    std::optional<std::int64_t> layer = {};  ///< counted from 1; default all, a stage each
+    std::optional<std::int64_t> head = {};   ///< the head that screens follow, counted from 1; default 1
+
     /// Sequences longer than this are cut to their first tokens, and the report says so.
     std::optional<std::int64_t> shown_tokens = {};
 };
@@ -74,6 +79,8 @@ struct StageReport {
     std::vector<std::string> source_tokens;  ///< cross only: the keys' labels
     std::int64_t query = 0;                  ///< the row that is followed, counted from 0
     std::int64_t heads = 1;
+    std::int64_t head = 0;              ///< the one that is followed, counted from 0
+    std::optional<std::int64_t> layer;  ///< of a trained model, counted from 1
     double dropout = 0.0;
     bool training = false;
     nn::Normalise normalise = nn::Normalise::softmax;

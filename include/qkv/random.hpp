@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "qkv/export.h"
 #include "qkv/tensor.hpp"
@@ -49,6 +50,11 @@ public:
     /// nothing, unless 0 <= probability <= 1.
     template <class T>
     void bernoulli_(std::span<T> values, double probability);
+
+    /// The place in the stream as words of 32 bits, and back: both draw the same numbers from here on. set_state throws
+    /// Error(invalid_argument), and then nothing has changed, for words that state() did not give.
+    [[nodiscard]] std::vector<std::uint32_t> state() const;
+    void set_state(std::span<const std::uint32_t> words);
 
     static constexpr std::uint64_t default_seed = 67280421310721ULL;  // torch's default_rng_seed_val
 

@@ -1,6 +1,8 @@
 // The raw stream and what follows from it by a multiply-add or a comparison: uniform and Bernoulli draws.
 //
 // The stream is that of std::mt19937, whose libstdc++ form keeps each word in 64 bits and takes four times as long.
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -58,6 +60,37 @@ void Generator::refill() {
     }
     state_[kWords - 1] = twist(state_[kWords - 1], state_[0], state_[kMiddle - 1]);
     next_ = 0;
+}
+
+// The words of the twister, the place among them, the seed and the cached normal as low and high words, and whether
+// there is a cached normal.
+std::vector<std::uint32_t> Generator::state() const {
+    std::vector<std::uint32_t> words(state_.begin(), state_.end());
+    words.push_back(static_cast<std::uint32_t>(next_));
+    for (const std::uint64_t wide : {seed_, std::bit_cast<std::uint64_t>(cached_normal_.value_or(0.0))}) {
+        words.push_back(static_cast<std::uint32_t>(wide));
+        words.push_back(static_cast<std::uint32_t>(wide >> 32U));
+    }
+    words.push_back(cached_normal_ ? 1U : 0U);
+    return words;
+}
+
+void Generator::set_state(std::span<const std::uint32_t> words) {
+    constexpr std::size_t kCount = kWords + 6;
+    if (words.size() != kCount) {
+        fail(ErrorCode::invalid_argument, "set_state: ", words.size(), " words; expected ", kCount);
+    }
+    const auto wide = [words](std::size_t at) {
+        return static_cast<std::uint64_t>(words[at + 1]) << 32U | words[at];
+    };
+    const double normal = std::bit_cast<double>(wide(kWords + 3));
+    if (words[kWords] > kWords || words.back() > 1 || !std::isfinite(normal)) {
+        fail(ErrorCode::invalid_argument, "set_state: the words are no state of a generator");
+    }
+    std::ranges::copy(words.first(kWords), state_.begin());
+    next_ = words[kWords];
+    seed_ = wide(kWords + 1);
+    cached_normal_ = words.back() == 1 ? std::optional(normal) : std::nullopt;
 }
 
 std::uint32_t Generator::random() {

@@ -17,25 +17,6 @@ namespace {
 
 constexpr std::int64_t kDefaultDim = 4;  // even, so that the default two heads divide it
 
-/// Repeated labels get a number: the, the#2, the#3.
-std::vector<std::string> unique_labels(std::vector<std::string> labels) {
-    std::set<std::string> taken(labels.begin(), labels.end());
-    std::set<std::string> seen;
-    for (std::string& label : labels) {
-        if (seen.insert(label).second) {
-            continue;
-        }
-        std::string numbered;
-        for (int count = 2; numbered.empty() || taken.contains(numbered); ++count) {
-            numbered = concat(label, '#', count);
-        }
-        label = numbered;
-        taken.insert(label);
-        seen.insert(label);
-    }
-    return labels;
-}
-
 std::vector<std::string> checked_tokens(const std::string& text, const char* what) {
     if (!is_valid_utf8(text)) {
         fail(ErrorCode::invalid_argument, what, " is not valid UTF-8 at byte ", first_invalid_utf8(text));
@@ -151,6 +132,24 @@ std::size_t distance(std::string_view a, std::string_view b) {
 }
 
 }  // namespace
+
+std::vector<std::string> unique_labels(std::vector<std::string> labels) {
+    std::set<std::string> taken(labels.begin(), labels.end());
+    std::set<std::string> seen;
+    for (std::string& label : labels) {
+        if (seen.insert(label).second) {
+            continue;
+        }
+        std::string numbered;
+        for (int count = 2; numbered.empty() || taken.contains(numbered); ++count) {
+            numbered = concat(label, '#', count);
+        }
+        label = numbered;
+        taken.insert(label);
+        seen.insert(label);
+    }
+    return labels;
+}
 
 std::vector<std::string> numbered_tokens(std::int64_t count) {
     std::vector<std::string> tokens;

@@ -20,6 +20,9 @@ struct Sequence {
     std::optional<std::int64_t> d_out;  ///< a built-in sentence's usual d_out
 };
 
+/// Repeated labels get a number: the, the#2, the#3.
+[[nodiscard]] std::vector<std::string> unique_labels(std::vector<std::string> labels);
+
 /// The sentence of the request. Random vectors are drawn from `generator`, as torch.rand(tokens, dim) would.
 [[nodiscard]] Sequence main_sequence(const Request& request, Generator& generator);
 

@@ -58,7 +58,9 @@ std::string stage_head(const StageReport& stage) {
     if (stage.init) {
         head["init"] = *stage.init == nn::Init::uniform ? "uniform" : "linear";
     }
-    head["seed"] = stage.seed;
+    if (!stage.layer) {  // a trained model's layer is not drawn
+        head["seed"] = stage.seed;
+    }
     if (stage.stage == Stage::simple) {
         head["normalise"] = normalise_name(stage.normalise);
     } else {
@@ -70,6 +72,10 @@ std::string stage_head(const StageReport& stage) {
         head["head_dim"] = width("queries");
         head["dropout"] = stage.dropout;
         head["training"] = stage.training;
+    }
+    if (stage.layer) {
+        head["layer"] = *stage.layer;
+        head["head"] = stage.head;
     }
     if (!stage.weights_file.empty()) {
         head["weights_file"] = stage.weights_file;

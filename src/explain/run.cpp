@@ -6,6 +6,7 @@
 
 #include "core/check.hpp"
 #include "explain/inputs.hpp"
+#include "explain/model_layers.hpp"
 #include "explain/parameters.hpp"
 #include "qkv/explain.hpp"
 #include "qkv/nn.hpp"
@@ -107,14 +108,6 @@ Sizes sizes_for(Stage stage, const Request& request, const Sequence& sequence, c
             .qkv_bias = request.qkv_bias || found.qkv_bias};
 }
 
-/// Every matrix of [heads, queries, keys] is kept, so their size has a limit.
-void check_weights(std::int64_t heads, std::int64_t queries, std::int64_t keys) {
-    if (heads * queries * keys > kMaxWeights) {
-        fail(ErrorCode::out_of_range, heads, " heads × ", queries, " queries × ", keys, " keys are ",
-             heads * queries * keys, " weights; expected at most ", kMaxWeights, ", because every matrix is kept");
-    }
-}
-
 /// Puts the file's parameters in place, if there is one, and the stage in the mode of the request.
 template <class Module>
 void prepare(Module& module, const Request& request, const ParameterFile* file) {
@@ -214,6 +207,13 @@ void cut(Sequence& sequence, const std::optional<std::int64_t>& most) {
 
 }  // namespace
 
+void check_weights(std::int64_t heads, std::int64_t queries, std::int64_t keys) {
+    if (heads * queries * keys > kMaxWeights) {
+        fail(ErrorCode::out_of_range, heads, " heads × ", queries, " queries × ", keys, " keys are ",
+             heads * queries * keys, " weights; expected at most ", kMaxWeights, ", because every matrix is kept");
+    }
+}
+
 const std::vector<Stage>& all_stages() {
     static const std::vector<Stage> stages{Stage::simple,  Stage::self,       Stage::causal,
                                            Stage::wrapper, Stage::multi_head, Stage::cross};
@@ -226,6 +226,13 @@ std::string_view stage_name(Stage stage) {
 }
 
 Report run(const Request& request) {
+    if (request.model) {
+        return run_model(request);
+    }
+    if (request.layer || request.head) {
+        fail(ErrorCode::invalid_argument, request.layer ? "--layer" : "--head",
+             " is of a trained model; name it with --model");
+    }
     if (request.stages.empty()) {
         fail(ErrorCode::invalid_argument, "no stage to run; expected one or more");
     }

@@ -202,6 +202,9 @@ Lines cross_notes(const StageReport& stage) {
 }  // namespace
 
 std::string screen_title(const StageReport& stage) {
+    if (stage.layer) {
+        return fmt::format("LAYER {}   of a trained model", *stage.layer);
+    }
     switch (stage.stage) {
         case Stage::simple:
             return "SIMPLE   attention without weights";
@@ -229,7 +232,8 @@ std::string screen_formula(const StageReport& stage) {
     const std::int64_t head_dim = size_of(stage, "queries", -1);
     const bool masked = stage.tensors.find("masked") != nullptr;
     const std::string scores = fmt::format("{}/√{}", masked ? "mask(QKᵀ)" : "QKᵀ", head_dim);
-    const std::string which = stage.heads > 1 ? fmt::format("weights of head 1 of {}", stage.heads) : "weights";
+    const std::string which =
+        stage.heads > 1 ? fmt::format("weights of head {} of {}", stage.head + 1, stage.heads) : "weights";
     const char* axes = stage.stage == Stage::cross ? "row = query, column = source key" : "row = query, column = key";
     const std::string after = drops(stage) ? ", dropped" : "";
     const std::string sums = drops(stage) || stage.heads > 1 ? "" : ", row sums to 1";
@@ -299,6 +303,9 @@ Lines side_by_side(const StageReport& stage, const TextStyle& style) {
 }
 
 Lines screen_notes(const StageReport& stage) {
+    if (stage.layer) {
+        return stage.remarks;  // what a stage is was said in the stages; a model needs the room for its rows
+    }
     Lines notes;
     switch (stage.stage) {
         case Stage::simple:

@@ -136,7 +136,7 @@ std::vector<float> exponentials(std::span<const float> scores, bool naive) {
 }
 
 std::vector<Column> step_columns(const StageReport& stage, const std::vector<std::int64_t>& keys, int digits) {
-    const auto row = [&](const char* name) { return row_of(*stage.tensors.find(name), 0, stage.query); };
+    const auto row = [&](const char* name) { return row_of(*stage.tensors.find(name), stage.head, stage.query); };
     const bool simple = stage.stage == Stage::simple;
     std::vector<Column> columns;
     columns.push_back(number_column(simple ? "x·x" : "q·k", row("scores"), keys, digits));
@@ -159,8 +159,10 @@ std::vector<Column> step_columns(const StageReport& stage, const std::vector<std
     columns.push_back(number_column("weight", row("weights"), keys, digits));
     columns.back().sum = number(sum_of(row("weights")), digits);
     if (stage.heads > 1) {
-        columns.push_back(
-            number_column("head 2", row_of(*stage.tensors.find("weights"), 1, stage.query), keys, digits, true));
+        const std::int64_t other = stage.head == 0 ? 1 : 0;
+        columns.push_back(number_column(fmt::format("head {}", other + 1),
+                                        row_of(*stage.tensors.find("weights"), other, stage.query), keys, digits,
+                                        true));
     }
     if (simple && stage.normalise != nn::Normalise::sum) {
         columns.push_back(number_column("s/Σs", row("sum_normalised"), keys, digits, true));
@@ -178,7 +180,7 @@ std::int64_t value_width(const StageReport& stage, const std::vector<std::int64_
     const Tensor& values = *stage.tensors.find(stage.stage == Stage::simple ? "inputs" : "values");
     std::size_t width = 0;
     for (const std::int64_t key : keys) {
-        for (const float value : row_of(values, 0, key)) {
+        for (const float value : row_of(values, stage.head, key)) {
             width = std::max(width, number(value, digits).size());
         }
     }
@@ -285,8 +287,8 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
             padded(printable(stage.tokens[static_cast<std::size_t>(query)]), layout.label, Align::left);
         std::string line = chosen ? " ▸ " + ink.bold(label) : "   " + label;
         for (const std::int64_t key : layout.keys) {
-            const float weight = row_of(weights, 0, query)[static_cast<std::size_t>(key)];
-            const bool masked = is_masked(stage, 0, query, key);
+            const float weight = row_of(weights, stage.head, query)[static_cast<std::size_t>(key)];
+            const bool masked = is_masked(stage, stage.head, query, key);
             const std::string cell =
                 padded(masked ? "·" : number(weight, layout.digits), layout.cell - 1, Align::right);
             line += ' ' + (masked ? cell : ink.shaded(cell, weight));
@@ -307,7 +309,7 @@ Lines weights_beside_context(const StageReport& stage, const TextStyle& style, c
 
 Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& ink, std::int64_t rows) {
     const bool simple = stage.stage == Stage::simple;
-    const std::span<const float> weights = row_of(final_weights(stage), 0, stage.query);
+    const std::span<const float> weights = row_of(final_weights(stage), stage.head, stage.query);
     const auto heaviest = std::ranges::max_element(weights) - weights.begin();
     std::vector<std::int64_t> needed{heaviest};
     if (stage.stage != Stage::cross) {
@@ -346,10 +348,11 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     const std::int64_t words_width = stage.heads > 1 ? 28 : 18;
     const std::string token = clipped(printable(stage.tokens[static_cast<std::size_t>(stage.query)]),
                                       std::min<std::int64_t>(24, style.width - words_width));
-    std::string title = fmt::format(" ▸ {}, step by step{}", ink.bold(token), stage.heads > 1 ? " in head 1" : "");
+    std::string title = fmt::format(" ▸ {}, step by step{}", ink.bold(token),
+                                    stage.heads > 1 ? fmt::format(" in head {}", stage.head + 1) : "");
     if (const std::int64_t left = style.width - cell_width(token) - words_width - 7; left >= kLeastTuple) {
-        title +=
-            fmt::format("   {} = {}", simple ? "x" : "q", tuple(row_of(asking, 0, stage.query), style.digits, left));
+        title += fmt::format("   {} = {}", simple ? "x" : "q",
+                             tuple(row_of(asking, stage.head, stage.query), style.digits, left));
     }
     Lines lines{title};
 
@@ -366,14 +369,16 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
         const std::int64_t key = keys[place];
         lines.push_back(assemble(
             printable(stage.keys()[static_cast<std::size_t>(key)]), [place](const Column& c) { return c.cells[place]; },
-            tuple(row_of(values, 0, key), style.digits, value_room, value_cell)));
+            tuple(row_of(values, stage.head, key), style.digits, value_room, value_cell)));
     }
     if (const std::int64_t hidden = key_count - static_cast<std::int64_t>(keys.size()); hidden > 0) {
         lines.push_back(ink.faint(hidden_line(hidden, "keys", style.width)));
     }
-    // A wrapper's context holds all heads side by side; the step-by-step follows the first.
+    // The context holds all heads side by side; the step-by-step follows one.
     const auto head_width = static_cast<std::size_t>(values.size(-1));
-    const std::span<const float> context = stage.tensors.find("context")->row(stage.query).first(head_width);
+    const std::span<const float> context = stage.tensors.find("context")
+                                               ->row(stage.query)
+                                               .subspan(static_cast<std::size_t>(stage.head) * head_width, head_width);
     std::string result = tuple(context, style.digits, value_room, value_cell);
     constexpr std::string_view kMeaning = " = context";
     result += cell_width(result) + cell_width(kMeaning) <= value_room ? kMeaning : "";

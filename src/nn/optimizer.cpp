@@ -1,9 +1,11 @@
 #include "qkv/nn/optimizer.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <span>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/check.hpp"
@@ -122,6 +124,70 @@ void AdamW<T>::step(const Runtime& runtime) {
                    parameter.gradient.data() + begin, end - begin, step);
         });
     }
+}
+
+template <class T>
+StateDict<T> AdamW<T>::state_dict() const {
+    StateDict<T> state;
+    for (std::size_t place = 0; place < parameters_.size(); ++place) {
+        const Moments& moments = moments_[place];
+        if (moments.steps > 0) {
+            const std::string& name = parameters_[place].first;
+            state.emplace(name + ".exp_avg", moments.first);
+            state.emplace(name + ".exp_avg_sq", moments.second);
+            state.emplace(name + ".step", BasicTensor<T>(Shape{}, {static_cast<T>(moments.steps)}));
+        }
+    }
+    return state;
+}
+
+template <class T>
+void AdamW<T>::load_state_dict(const StateDict<T>& state) {
+    std::vector<Moments> loaded(parameters_.size());
+    std::size_t used = 0;
+    for (std::size_t place = 0; place < parameters_.size(); ++place) {
+        const std::string& name = parameters_[place].first;
+        const auto take = [&](const char* what, const Shape& shape) -> const BasicTensor<T>* {
+            const auto found = state.find(name + what);
+            if (found == state.end()) {
+                return nullptr;
+            }
+            if (found->second.shape() != shape) {
+                fail(ErrorCode::shape_mismatch, "AdamW: '", name, what, "' has shape ",
+                     to_string(found->second.shape()), "; expected ", to_string(shape));
+            }
+            ++used;
+            return &found->second;
+        };
+        const Shape& shape = parameters_[place].second->value.shape();
+        const BasicTensor<T>* first = take(".exp_avg", shape);
+        const BasicTensor<T>* second = take(".exp_avg_sq", shape);
+        const BasicTensor<T>* step = take(".step", Shape{});
+        if (first == nullptr && second == nullptr && step == nullptr) {
+            continue;
+        }
+        if (first == nullptr || second == nullptr || step == nullptr) {
+            fail(ErrorCode::shape_mismatch, "AdamW: of '", name, "' there is only a part; expected ", name,
+                 ".exp_avg, .exp_avg_sq and .step");
+        }
+        const T steps = step->data()[0];
+        constexpr T kMost = T{1 << 24};  // beyond it a float skips whole numbers
+        if (!(steps >= 1 && steps <= kMost) || std::floor(steps) != steps) {
+            fail(ErrorCode::shape_mismatch, "AdamW: '", name, ".step' is ", steps,
+                 "; expected a whole number from 1 to ", kMost);
+        }
+        loaded[place] = {*first, *second, static_cast<std::int64_t>(steps)};
+    }
+    if (used != state.size()) {
+        for (const auto& [key, tensor] : state) {
+            const std::string name = key.substr(0, key.rfind('.'));
+            const bool known = std::ranges::any_of(parameters_, [&](const auto& named) { return named.first == name; });
+            if (!known || !(key.ends_with(".exp_avg") || key.ends_with(".exp_avg_sq") || key.ends_with(".step"))) {
+                fail(ErrorCode::shape_mismatch, "AdamW: '", key, "' belongs to no parameter of this optimizer");
+            }
+        }
+    }
+    moments_ = std::move(loaded);
 }
 
 template <class T>

@@ -60,6 +60,14 @@ public:
     void step(const Runtime& runtime = Runtime::serial());
     void set_lr(double lr);
 
+    /// What a step leaves for the next one, under torch.optim.AdamW's names: NAME.exp_avg (m) and NAME.exp_avg_sq (v),
+    /// shaped as the parameter NAME, and NAME.step (t, of rank 0). Parameters that no step has reached are absent.
+    [[nodiscard]] StateDict<T> state_dict() const;
+    /// Goes on from what state_dict() gave: the next step has the same bits. Throws Error(shape_mismatch), and then
+    /// nothing has changed, for an unknown name, one of the three without the others, another shape, or a step that is
+    /// no whole number from 1.
+    void load_state_dict(const StateDict<T>& state);
+
 private:
     struct Moments {
         BasicTensor<T> first, second;
