@@ -58,7 +58,7 @@ public:
     }
 
     /// The letter that most likely comes next.
-    char next(qkv::SequenceId sequence, const std::string& text) const {
+    [[nodiscard]] char next(qkv::SequenceId sequence, const std::string& text) const {
         const std::vector<float> query = letters_before(text, static_cast<std::int64_t>(text.size()));
         std::vector<float> out(kLetters);
         qkv::AttentionOptions options;

@@ -104,6 +104,7 @@ TEST(Printable, NothingMovesTheCursor) {
 TEST(Run, AllStagesInTeachingOrderWithTheirSeeds) {
     const Report report = run({});
     std::vector<std::pair<std::string_view, std::uint64_t>> found;
+    found.reserve(report.stages.size());
     for (const StageReport& stage : report.stages) {
         found.emplace_back(stage_name(stage.stage), stage.seed);
     }
@@ -164,7 +165,7 @@ TEST(Run, AStageAloneIsTheStageAmongOthers) {
 }
 
 TEST(Run, TheNotebookDigitForDigit) {
-    Request request{.tokens = 10, .dim = 4, .init = nn::Init::uniform, .seed = 42};
+    const Request request{.tokens = 10, .dim = 4, .init = nn::Init::uniform, .seed = 42};
     const StageReport stage = only(request, Stage::self);
     Generator generator(42);
     for (const char* name : {"inputs", "W_query", "W_key", "W_value"}) {
