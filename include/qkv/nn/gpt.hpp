@@ -121,9 +121,9 @@ private:
     template <class Model>
     static BasicTensor<T> run(Model& model, std::span<const std::int64_t> ids, std::int64_t batch, const Pass<T>& pass,
                               Kept& kept);
-    BasicTensor<T> embedded(std::span<const std::int64_t> ids, std::span<const std::int64_t> positions,
-                            const Runtime& runtime) const;
-    BasicTensor<T> logits_of(const BasicTensor<T>& hidden, const Pass<T>& pass) const;
+    [[nodiscard]] BasicTensor<T> embedded(std::span<const std::int64_t> ids, std::span<const std::int64_t> positions,
+                                          const Runtime& runtime) const;
+    [[nodiscard]] BasicTensor<T> logits_of(const BasicTensor<T>& hidden, const Pass<T>& pass) const;
     Parameter<T>& token_table() noexcept;
 
     GptOptions options_;
