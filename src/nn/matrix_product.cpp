@@ -143,11 +143,32 @@ void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
     });
 }
 
+template <class T>
+void multiply_plainly(const Product<T>& p) {
+    for (std::int64_t row = 0; row < p.m; ++row) {
+        for (std::int64_t column = 0; column < p.n; ++column) {
+            const T* a = p.a.from(row, 0).data;
+            const T* b = p.b.from(0, column).data;
+            double sum = 0;
+            for (std::int64_t i = 0; i < p.k; ++i) {
+                sum += static_cast<double>(a[i * p.a.column_step]) * static_cast<double>(b[i * p.b.row_step]);
+            }
+            T& c = p.c[row * p.n + column];
+            c = p.add ? c + static_cast<T>(sum) : static_cast<T>(sum);
+            c = p.bias != nullptr ? c + p.bias[column] : c;
+        }
+    }
+}
+
 }  // namespace
 
 template <class T>
 void multiply(const Product<T>& p, const Runtime& runtime) {
     if (p.m == 0 || p.n == 0) {
+        return;
+    }
+    if (p.sums == Sums::in_double_plainly) {
+        multiply_plainly(p);
         return;
     }
     if constexpr (std::is_same_v<T, float>) {

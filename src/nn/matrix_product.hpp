@@ -23,18 +23,21 @@ template <class T>
 /// Terms of one chain of sums.
 inline constexpr std::int64_t kChunk = 256;
 
-/// How exactly sums are kept.
+/// How sums are kept. In double means rounded once: a float result is almost always the nearest one.
 enum class Sums {
     own_type,
-    /// In double, rounded once: a float result is almost always the nearest one. For products that are too small for
-    /// speed to matter.
     in_double,
+    /// In double, without packing, which would take longer than the product.
+    in_double_plainly,
 };
 
-/// What layers with a weight of so many numbers sum in. The weight decides and nothing else, so that a row has the same
-/// bits in any batch.
+/// How layers with a weight of so many numbers sum: in double where the product is too small for speed to matter. The
+/// weight decides and nothing else, so that a row has the same bits in any batch.
 [[nodiscard]] constexpr Sums sums_for_weight(std::int64_t numbers) noexcept {
-    return numbers <= 96 * 96 ? Sums::in_double : Sums::own_type;
+    if (numbers > 96 * 96) {
+        return Sums::own_type;
+    }
+    return numbers > 64 ? Sums::in_double : Sums::in_double_plainly;
 }
 
 /// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.
