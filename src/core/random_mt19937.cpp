@@ -80,9 +80,7 @@ void Generator::set_state(std::span<const std::uint32_t> words) {
     if (words.size() != kCount) {
         fail(ErrorCode::invalid_argument, "set_state: ", words.size(), " words; expected ", kCount);
     }
-    const auto wide = [words](std::size_t at) {
-        return static_cast<std::uint64_t>(words[at + 1]) << 32U | words[at];
-    };
+    const auto wide = [words](std::size_t at) { return static_cast<std::uint64_t>(words[at + 1]) << 32U | words[at]; };
     const double normal = std::bit_cast<double>(wide(kWords + 3));
     if (words[kWords] > kWords || words.back() > 1 || !std::isfinite(normal)) {
         fail(ErrorCode::invalid_argument, "set_state: the words are no state of a generator");

@@ -177,10 +177,10 @@ void Trainer::resume(const ModelFile& file, const std::string& name) {
         generator.set_state(words_entry(file.metadata, kGenerator, name));
         matrices.load_state_dict(of_matrices);
         vectors.load_state_dict(of_vectors);
+        model_->gpt.load_state_dict(model);
     } catch (const Error& error) {
         fail(error.code() == ErrorCode::invalid_argument ? ErrorCode::format : error.code(), name, ": ", error.what());
     }
-    model_->gpt.load_state_dict(model);
     history_ = std::move(history);
     generator_ = generator;
     matrices_ = std::move(matrices);
