@@ -1,6 +1,8 @@
 // What the three kinds of cache promise: copy on write, full pools, rings, one array per head; and bad input.
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "qkv/kv_cache.hpp"
 #include "support/cache_tokens.hpp"
 #include "support/expect_error.hpp"
@@ -136,6 +138,15 @@ TEST(KvCache, ContiguousKeysOfAHeadAreOneArray) {
             }
         }
     }
+}
+
+// Memory is used again, ids are not: one from a cache that is no more means nothing to the next.
+TEST(KvCache, NoTwoCachesGiveTheSameId) {
+    std::set<SequenceId> ids;
+    for (int cache = 0; cache < 16; ++cache) {
+        ids.insert(KvCache::paged({.kv_heads = 1, .head_dim = 4}, {.blocks = 1}).add());
+    }
+    EXPECT_EQ(ids.size(), 16U);
 }
 
 TEST(KvCache, NamesWhatIsWrong) {

@@ -1,6 +1,7 @@
 #include "attention/kv_storage.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "attention/key_value.hpp"
@@ -75,9 +76,10 @@ void BlockPool::release(std::int64_t block) noexcept {
 KvStorage::KvStorage(const KvLayout& layout, const KvPolicy& policy)
     : layout_(layout), policy_(policy), blocks_(block_layout(layout, policy)), pool_(policy.blocks, blocks_.bytes) {
     blocks_.data = pool_.data();
-    // Ids of two caches differ by where their pools lie, so that one is not taken for the other's.
-    const auto place = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(pool_.data()));
-    next_id_ = static_cast<SequenceId>(((place / kAlignment) & 0x7FFFFFU) << 40U);
+    // Caches are numbered, and their sequences' ids begin with the number, so that one's id is not taken for another's.
+    static std::atomic<std::uint64_t> caches{0};
+    const std::uint64_t number = caches.fetch_add(1, std::memory_order_relaxed) % 0x7FFFFFU + 1;
+    next_id_ = static_cast<SequenceId>(number << 40U);
 }
 
 const CachedSequence* KvStorage::find(SequenceId id) const noexcept {
