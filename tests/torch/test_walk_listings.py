@@ -9,7 +9,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LISTINGS = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TEXTS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if LISTINGS.search(path.read_text(encoding="utf-8"))]
+# Listings that import the Python package are run by its own tests, which have it (python/tests/test_package.py).
+TEXTS = [path for path in sorted((ROOT / "docs").rglob("*.md"))
+         if any("qkv" not in listing for listing in LISTINGS.findall(path.read_text(encoding="utf-8")))]
 
 
 def test_every_module_has_a_listing():
