@@ -4,6 +4,7 @@
     ./dev bench                             all of them; writes docs/benchmarks.md and its pictures
     ./dev bench --case 'prompt-*' --only qkv torch --threads 1
     ./dev bench --multiply                  the products of linear layers beside torch's
+    ./dev bench --training                  a small GPT that learns, beside torch eager and torch.compile
     ./dev bench --compare before.jsonl after.jsonl
 """
 
@@ -35,6 +36,8 @@ def arguments():
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
     parser.add_argument("--multiply", action="store_true",
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
+    parser.add_argument("--training", action="store_true",
+                        help="steps of training a GPT beside torch's, and their memory; nothing else is timed")
     parser.add_argument("--peaks", type=pathlib.Path, default=ROOT / "build/release/bin/measure_peaks",
                         help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -174,6 +177,12 @@ def main():
         counts = options.threads or sorted({1, os.cpu_count() or 1})
         print("\n".join(multiply.compare(options.peaks.with_name("bench_multiply"), options.peaks, counts,
                                          options.seconds)))
+        return
+    if options.training:
+        import training
+
+        counts = options.threads or [os.cpu_count() or 1]
+        print("\n".join(training.compare(options.peaks.with_name("bench_training"), counts, 5 * options.seconds)))
         return
     if options.list:
         for case in chosen_cases(options):

@@ -1,9 +1,12 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,8 +38,8 @@ constexpr std::int64_t kMostThreads = 4096;
 
 /// What is trained when nothing else is said: a text in under three minutes, a task in one, on two cores.
 struct Defaults {
-    std::int64_t context, layers, heads, dim, vocab;
-    double dropout;
+    std::int64_t context = 0, layers = 0, heads = 0, dim = 0, vocab = 0;
+    double dropout = 0;
     models::TrainOptions train;
 };
 
@@ -139,6 +142,27 @@ std::unique_ptr<models::Data> make_data(const std::optional<models::Task>& task,
     return std::make_unique<models::TextData>(tokenizer.encode(text), context);
 }
 
+/// Refuses what this machine cannot hold, rather than let it be killed half-way. Counted is what is surely
+/// needed: parameters, gradients and AdamW's two moments, and what a block keeps of each token for its backward.
+void check_memory(const nn::GptOptions& sizes, std::int64_t batch) {
+    const auto dim = static_cast<double>(sizes.emb_dim);
+    const auto layers = static_cast<double>(sizes.num_layers);
+    const auto vocab = static_cast<double>(sizes.vocab_size);
+    const auto context = static_cast<double>(sizes.context_length);
+    const double parameters = dim * (2 * vocab + context + 12 * layers * dim);
+    const double kept = static_cast<double>(batch) * context * (vocab + 12 * layers * dim);
+    const double needed = (4 * parameters + kept) * sizeof(float);
+    const double has = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+    if (needed > has) {
+        throw Error(
+            ErrorCode::out_of_memory,
+            fmt::format("{} layers of width {} with context {} and --batch {} need at least {:.3g} GiB of memory to "
+                        "train; this machine has {:.3g} GiB",
+                        sizes.num_layers, sizes.emb_dim, sizes.context_length, batch, needed / (1 << 30),
+                        has / (1 << 30)));
+    }
+}
+
 Subject new_subject(const Typed& typed, const std::optional<models::Task>& task) {
     const Defaults usual = defaults(task.has_value());
     nn::GptOptions sizes;
@@ -159,6 +183,7 @@ Subject new_subject(const Typed& typed, const std::optional<models::Task>& task)
     const auto tokenizer = new_tokenizer(typed, text, usual.vocab);
     subject.data = make_data(task, text, sizes.context_length, *tokenizer);
     sizes.vocab_size = tokenizer->vocab_size();
+    check_memory(sizes, subject.options.batch);
     subject.model = std::make_unique<models::LanguageModel>(sizes, tokenizer, subject.generator);
     return subject;
 }
@@ -174,14 +199,9 @@ void check_same(const char* option, const std::optional<std::string>& typed, con
 }
 
 Subject resumed_subject(const Typed& typed, const models::ModelFile& file, const std::string& name) {
-    Subject subject{
-        .model = std::make_unique<models::LanguageModel>(models::load_language_model(file, name)),
-        .data = nullptr,
-        .options = train_options(typed, models::train_options_of(file, name)),
-        .generator = Generator(),
-    };
-    const nn::GptOptions& sizes = subject.model->gpt.options();
-    const text::Tokenizer& tokenizer = *subject.model->tokenizer;
+    auto model = std::make_unique<models::LanguageModel>(models::load_language_model(file, name));
+    const nn::GptOptions& sizes = model->gpt.options();
+    const text::Tokenizer& tokenizer = *model->tokenizer;
     const std::optional<models::Task> task = models::trained_task(file);
     check_same("--context", typed.context, std::to_string(sizes.context_length), name);
     check_same("--layers", typed.layers, std::to_string(sizes.num_layers), name);
@@ -198,8 +218,11 @@ Subject resumed_subject(const Typed& typed, const models::ModelFile& file, const
         throw Error(ErrorCode::invalid_argument,
                     "--seed begins a training; --resume goes on with random numbers where " + name + " left them");
     }
-    subject.data = make_data(task, task ? "" : training_text(typed), sizes.context_length, tokenizer);
-    return subject;
+    auto data = make_data(task, task ? "" : training_text(typed), sizes.context_length, tokenizer);
+    return {.model = std::move(model),
+            .data = std::move(data),
+            .options = train_options(typed, models::train_options_of(file, name)),
+            .generator = Generator()};
 }
 
 std::string shell_word(const std::string& word) {
@@ -232,12 +255,55 @@ std::string go_on_command(const Typed& typed, const std::string& out) {
     return command;
 }
 
-TrainingFiles training_files(const Typed& typed, const std::string& out, std::int64_t evaluate_every) {
+/// Whether two names mean one file, be it there or not.
+bool same_file(const std::filesystem::path& a, const std::filesystem::path& b) {
+    std::error_code not_there;
+    return std::filesystem::equivalent(a, b, not_there) ||
+           std::filesystem::weakly_canonical(a, not_there) == std::filesystem::weakly_canonical(b, not_there);
+}
+
+/// Refuses, before anything is read, to write one file over another: over a text, too, or the file that is resumed
+/// (unless it is the one to go on with).
+void check_files(const Typed& typed, const std::string& out) {
     if (typed.plot && !typed.plot->ends_with(".svg")) {
         throw Error(ErrorCode::invalid_argument,
                     fmt::format("--plot is {}; expected a name that ends in .svg, the one format it is drawn in",
                                 explain::in_quotes(*typed.plot)));
     }
+    struct Named {
+        std::string role, path;
+    };
+    std::vector<Named> taken;
+    for (const std::string& text : typed.texts) {
+        taken.push_back({"a text to learn from", text});
+    }
+    if (typed.resume && typed.resume != out) {
+        taken.push_back({"--resume", *typed.resume});
+    }
+    const auto write = [&taken](const std::string& role, const std::string& path) {
+        for (const Named& other : taken) {
+            if (same_file(path, other.path) &&
+                std::filesystem::status(path).type() != std::filesystem::file_type::character) {
+                throw Error(ErrorCode::invalid_argument,
+                            fmt::format("{} is {}, which is {} already; expected a file of its own", role,
+                                        explain::in_quotes(path), other.role));
+            }
+        }
+        taken.push_back({role, path});
+    };
+    write("--out", out);
+    if (typed.early_stop) {
+        write("the best model of --early-stop", best_file(out));
+    }
+    if (typed.plot) {
+        write("--plot", *typed.plot);
+    }
+    if (typed.log) {
+        write("--log", *typed.log);
+    }
+}
+
+TrainingFiles training_files(const Typed& typed, const std::string& out, std::int64_t evaluate_every) {
     return {.out = out,
             .plot = typed.plot,
             .log = typed.log,
@@ -260,11 +326,23 @@ std::string introduction(const Subject& subject, const models::Trainer& trainer)
                        trainer.steps_done() > 0 ? fmt::format("Going on after step {}\n", trainer.steps_done()) : "");
 }
 
+/// Something to begin with that the tokenizer knows: of characters, only those of the text.
+std::string prompt(const Subject& subject) {
+    constexpr std::size_t kTokens = 8;
+    try {
+        (void)subject.model->tokenizer->encode("The ");
+        return "The ";
+    } catch (const Error&) {
+        const models::Batch some = subject.data->validation(1);
+        return subject.model->tokenizer->decode(std::span(some.ids).first(std::min(kTokens, some.ids.size())));
+    }
+}
+
 /// What to do with the model now.
 std::string what_next(const Subject& subject, const std::optional<models::Task>& task, const std::string& out) {
     const std::string file = shell_word(out);
     if (!task) {
-        return fmt::format("Try: qkv generate {} \"{}\"\n", file, "The ");
+        return fmt::format("Try: qkv generate {} {}\n", file, shell_word(prompt(subject)));
     }
     Generator generator;
     const auto [question, answer] = static_cast<const models::TaskData&>(*subject.data).puzzle(generator);
@@ -283,6 +361,7 @@ void run_train(const Typed& typed) {
     }
     const std::string usual_out = task ? *typed.task + ".safetensors" : "model.safetensors";
     const std::string out = typed.out.value_or(typed.resume.value_or(usual_out));
+    check_files(typed, out);
     if (!typed.overwrite && out != typed.resume && std::filesystem::exists(out) &&
         std::filesystem::is_regular_file(out)) {
         throw Error(ErrorCode::invalid_argument,

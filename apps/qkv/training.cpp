@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <cstring>
@@ -95,7 +96,7 @@ private:
 };
 
 std::string duration(double seconds) {
-    const auto whole = static_cast<std::int64_t>(seconds + 0.5);
+    const auto whole = std::llround(seconds);
     return fmt::format("{}:{:02}", whole / 60, whole % 60);
 }
 
@@ -153,12 +154,6 @@ private:
     double shown_ = 0;
     std::int64_t tokens_ = 0, steps_ = 0;
 };
-
-/// model.safetensors → model.best.safetensors
-std::string best_file(const std::string& out) {
-    std::filesystem::path path(out);
-    return path.replace_filename(path.stem().string() + ".best" + path.extension().string()).string();
-}
 
 /// How many evaluations there have been since the best one.
 std::int64_t evaluations_since_best(const models::History& history) {
@@ -251,6 +246,11 @@ private:
 };
 
 }  // namespace
+
+std::string best_file(const std::string& out) {
+    std::filesystem::path path(out);
+    return path.replace_filename(path.stem().string() + ".best" + path.extension().string()).string();
+}
 
 void run_training(models::Trainer& trainer, const TrainingFiles& files) { Training(trainer, files).run(); }
 

@@ -19,6 +19,9 @@ struct TrainingFiles {
     std::string go_on;  ///< the command that goes on after an interruption
 };
 
+/// Where the best model of a training with patience is kept: model.safetensors → model.best.safetensors.
+[[nodiscard]] std::string best_file(const std::string& out);
+
 /// Trains to the last step, until it no longer gets better, or until SIGINT or SIGTERM; saves in each case. Throws
 /// Stopped after a signal.
 void run_training(models::Trainer& trainer, const TrainingFiles& files);

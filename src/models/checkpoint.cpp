@@ -81,7 +81,7 @@ History history_of(const ModelFile& file, const std::string& name) {
 
 }  // namespace
 
-const TrainOptions& checked(const TrainOptions& options) {
+TrainOptions checked(const TrainOptions& options) {
     for (const OptionRange& range : option_ranges()) {
         std::visit(
             [&](auto member) {

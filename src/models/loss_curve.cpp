@@ -130,10 +130,11 @@ private:
             text(fixed(kLeft - 8, 1), fixed(std::stod(y(point)) + 4, 1), "end", fixed(point.loss, digits));
         }
         const double step_distance = std::max(1.0, mark_distance(last_step_, 6));
-        for (double step = 0; step <= last_step_; step += step_distance) {
-            const Point point{step, bottom_};
+        const auto step_marks = static_cast<std::int64_t>(last_step_ / step_distance);
+        for (std::int64_t mark = 0; mark <= step_marks; ++mark) {
+            const Point point{step_distance * static_cast<double>(mark), bottom_};
             out_ += concat("<path d=\"M", x(point), ' ', y(point), "v5\" stroke=\"#333333\"/>\n");
-            text(x(point), fixed(kHeight - kBottom + 20, 1), "middle", fixed(step, 0));
+            text(x(point), fixed(kHeight - kBottom + 20, 1), "middle", fixed(point.step, 0));
         }
         out_ += concat("<path d=\"M", kLeft, ' ', kTop, 'V', kHeight - kBottom, 'H', kWidth - kRight,
                        "\" fill=\"none\" stroke=\"#333333\"/>\n");

@@ -3,6 +3,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <memory>
 
 #include "core/check.hpp"
 #include "io/quote.hpp"
@@ -16,8 +17,9 @@ constexpr std::size_t kWordDigits = 8;
 /// All of `text` as a number, and nothing after it.
 template <class Number, class... Base>
 bool parse(std::string_view text, Number& value, Base... base) {
-    const char* const end = text.data() + text.size();
-    const auto [stop, error] = std::from_chars(text.data(), end, value, base...);
+    const char* const begin = std::to_address(text.begin());
+    const char* const end = std::to_address(text.end());
+    const auto [stop, error] = std::from_chars(begin, end, value, base...);
     return error == std::errc{} && stop == end;
 }
 

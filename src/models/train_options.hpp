@@ -6,6 +6,6 @@
 namespace qkv::models {
 
 /// `options` as they are. Throws Error(invalid_argument) naming the first that is out of its range.
-[[nodiscard]] const TrainOptions& checked(const TrainOptions& options);
+[[nodiscard]] TrainOptions checked(const TrainOptions& options);
 
 }  // namespace qkv::models

@@ -14,7 +14,7 @@ namespace qkv::nn {
 
 namespace {
 
-const GptOptions& checked(const GptOptions& options) {
+GptOptions checked(const GptOptions& options) {
     for (const auto& [name, size] :
          {std::pair{"vocab_size", options.vocab_size}, std::pair{"context_length", options.context_length},
           std::pair{"emb_dim", options.emb_dim}, std::pair{"num_layers", options.num_layers}}) {
@@ -30,6 +30,7 @@ const GptOptions& checked(const GptOptions& options) {
 template <class T>
 std::vector<BasicTransformerBlock<T>> drawn_blocks(const GptOptions& options, Generator& generator) {
     std::vector<BasicTransformerBlock<T>> blocks;
+    blocks.reserve(static_cast<std::size_t>(options.num_layers));
     for (std::int64_t layer = 0; layer < options.num_layers; ++layer) {
         blocks.emplace_back(TransformerBlockOptions{.emb_dim = options.emb_dim,
                                                     .context_length = options.context_length,
@@ -58,6 +59,7 @@ BasicTensor<T> traced(const Pass<T>& pass, std::size_t layer, const Compute& com
 
 std::vector<std::int64_t> sizes_of(const GptCache& cache) {
     std::vector<std::int64_t> sizes;
+    sizes.reserve(static_cast<std::size_t>(cache.sequences()));
     for (std::int64_t sequence = 0; sequence < cache.sequences(); ++sequence) {
         sizes.push_back(cache.size(sequence));
     }

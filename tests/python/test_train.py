@@ -49,8 +49,8 @@ def test_it_says_what_it_does_and_what_to_do_next(trained, qkv):
     assert lines[-2] == f"Wrote {folder}/m.safetensors, {folder}/loss.svg, {folder}/loss.jsonl"
     command = shlex.split(lines[-1].removeprefix("Try: "))
     assert command[:2] == ["qkv", "generate"]
-    assert run(qkv, *command[1:]).returncode == 2  # "The " has a letter that this text lacks
-    assert run(qkv, *command[1:-1], "the ").returncode == 0
+    assert run(qkv, *command[1:]).returncode == 0
+    assert len(command[-1]) == 8  # of the text itself: "The " has a letter that it lacks
 
 
 def test_the_file_is_the_models_state_dict_and_the_trainers(trained):
@@ -176,6 +176,31 @@ def test_a_model_is_not_overwritten_unasked(qkv, text, tmp_path):
     assert len(load_file(out)["training.losses"]) == 5
 
 
+def test_no_file_is_written_over_another(qkv, trained, text, tmp_path):
+    novel, out = tmp_path / "novel.svg", tmp_path / "m"
+    novel.write_bytes(text.read_bytes())
+    (tmp_path / "link.svg").symlink_to(novel)
+    own = tmp_path / "." / "m"
+    for options, role, other in ((["--log", novel], "--log", "a text"), (["--plot", novel], "--plot", "a text"),
+                                 (["--plot", tmp_path / "link.svg"], "--plot", "a text"),
+                                 (["--out", novel, "--overwrite"], "--out", "a text"), (["--log", own], "--log", "--out"),
+                                 (["--log", tmp_path / "m.best", "--early-stop", "2"], "--log", "the best model"),
+                                 (["--log", tmp_path / "p.svg", "--plot", tmp_path / "p.svg"], "--log", "--plot"),
+                                 (["--resume", trained[0] / "m.safetensors", "--log", trained[0] / "m.safetensors"], "--log",
+                                  "--resume")):
+        before = (trained[0] / "m.safetensors").read_bytes()
+        options = options if "--out" in options else ["--out", out, *options]
+        refused(qkv, ["train", novel, *TINY, *options], USAGE, f"{role} is", f"which is {other}")
+        assert novel.read_bytes() == text.read_bytes() and not out.exists()
+        assert (trained[0] / "m.safetensors").read_bytes() == before
+    train(qkv, novel, *TINY, "--steps", "1", "--out", out, "--log", "/dev/null")
+
+
+def test_a_model_that_the_machine_cannot_hold(qkv, text, tmp_path):
+    refused(qkv, ["train", text, "--dim", "4096", "--heads", "4", "--layers", "256", "--context", "1024", "--out", tmp_path / "m"],
+            DATA, "256 layers of width 4096", "GiB of memory to train; this machine has")
+
+
 def test_texts_that_are_none(qkv, text, tmp_path):
     def refuses(content, *parts):
         path = tmp_path / "text"
@@ -222,7 +247,7 @@ def test_resume_refuses_what_is_not_the_same(qkv, trained, text, tmp_path):
                                ("--tokenizer", "bpe", "char"), ("--dropout", "0.2", "0.1"), ("--task", "copy", "a text")):
         refused(qkv, ["train", text, "--resume", out, option, value], DATA, f"{option} is '{value}'", f"was trained with {has}")
     refused(qkv, ["train", text, "--resume", out, "--seed", "1"], USAGE, "--seed")
-    refused(qkv, ["train", text, "--resume", text], DATA, text)
+    refused(qkv, ["train", text, "--resume", text, "--out", tmp_path / "m"], DATA, text)
     refused(qkv, ["train", text, "--resume", tmp_path / "absent"], DATA, "absent", "No such file")
     truncated = tmp_path / "truncated"
     truncated.write_bytes(before[:-100])

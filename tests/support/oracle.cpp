@@ -95,12 +95,15 @@ private:
             const auto c = static_cast<std::size_t>(j);
             const auto s_index = static_cast<std::size_t>(p_.score_index(b, h, i, j));
             Real dot = 0;
+            double dot_size = 0;
             for (std::int64_t d = 0; d < p_.head_dim; ++d) {
-                dot += at(p_.q, q_row + d) * at(p_.k, (k_head + j) * p_.head_dim + d);
+                const Real term = at(p_.q, q_row + d) * at(p_.k, (k_head + j) * p_.head_dim + d);
+                dot += term;
+                dot_size += std::fabs(static_cast<double>(term));
             }
             Real s = round(dot * static_cast<Real>(p_.scale));
             r_.scaled[s_index] = static_cast<double>(s);
-            score_size[c] = std::fabs(static_cast<double>(s));
+            score_size[c] = std::fabs(p_.scale) * dot_size;
             if (p_.softcap > 0) {
                 const Real cap = static_cast<Real>(p_.softcap);
                 s = round(cap * std::tanh(s / cap));
@@ -186,8 +189,8 @@ private:
         Real expectation = 0;
         double delta_size = 0;
         for (std::int64_t d = 0; d < p_.value_dim; ++d) {
-            delta_size +=
-                std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)] * r_.out[static_cast<std::size_t>(o_row + d)]);
+            delta_size += std::fabs(p_.d_out[static_cast<std::size_t>(o_row + d)]) *
+                          r_.out_size[static_cast<std::size_t>(o_row + d)];
         }
         for (std::int64_t j = 0; j < p_.keys; ++j) {
             const auto c = static_cast<std::size_t>(j);

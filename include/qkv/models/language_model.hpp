@@ -15,9 +15,9 @@ namespace models QKV_EXPORT {
 
 /// A trained (or yet untrained) model that speaks text.
 struct LanguageModel {
-    /// Draws the parameters from `generator`. `options.vocab_size` must be the tokenizer's: Error(shape_mismatch).
-    LanguageModel(const nn::GptOptions& options, std::shared_ptr<const text::Tokenizer> tokenizer,
-                  Generator& generator);
+    /// Draws the parameters from `generator`. `options.vocab_size` must be that of the tokenizer it `speaks`:
+    /// Error(shape_mismatch).
+    LanguageModel(const nn::GptOptions& options, std::shared_ptr<const text::Tokenizer> speaks, Generator& generator);
 
     nn::Gpt gpt;
     std::shared_ptr<const text::Tokenizer> tokenizer;
