@@ -92,7 +92,8 @@ void check_product(const Shape3& shape, Form form, bool add, bool with_bias, Sum
 
     const auto unit = static_cast<long double>(std::numeric_limits<T>::epsilon()) / 2;
     const bool exact = sums != Sums::own_type && sizeof(T) == 4;
-    const auto depth = static_cast<long double>(std::min(shape.k, kChunk) + shape.k / kChunk);
+    const std::int64_t longest_chain = std::min(shape.k, kChunk) + shape.k / kChunk;
+    const auto depth = static_cast<long double>(longest_chain);
     for (std::int64_t row = 0; row < shape.m; ++row) {
         for (std::int64_t column = 0; column < shape.n; ++column) {
             long double sum = 0;

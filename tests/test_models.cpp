@@ -283,16 +283,16 @@ TEST(Sample, FollowsTheShares) {
     EXPECT_NEAR(counts[0], 400, 80);  // four deviations
     EXPECT_NEAR(counts[1], 2400, 125);
     counts = drawn(logits, {.temperature = 0.5});  // squares: 0.01, 0.36, 0.09 of 0.46
-    EXPECT_NEAR(counts[0], 4000 * 1 / 46, 40);
-    EXPECT_NEAR(counts[1], 4000 * 36 / 46, 105);
+    EXPECT_NEAR(counts[0], 4000.0 / 46, 40);
+    EXPECT_NEAR(counts[1], 4000.0 * 36 / 46, 105);
     counts = drawn(logits, {.top_k = 2});
     EXPECT_EQ(counts[0], 0);
-    EXPECT_NEAR(counts[2], 4000 / 3, 120);
+    EXPECT_NEAR(counts[2], 4000.0 / 3, 120);
     counts = drawn(logits, {.top_p = 0.6});
     EXPECT_EQ(counts[1], 4000);
     counts = drawn(logits, {.top_p = 0.61});
     EXPECT_EQ(counts[0], 0);
-    EXPECT_NEAR(counts[2], 4000 / 3, 120);
+    EXPECT_NEAR(counts[2], 4000.0 / 3, 120);
 }
 
 TEST(Sample, GreedyTakesTheFirstOfEqualsAndDrawsNothing) {
@@ -380,7 +380,7 @@ TEST(LossCurve, HasAPointForEveryEvaluationAndAFewForManySteps) {
 
 TEST(LossCurve, OfNothingOrOneStepIsStillAPicture) {
     for (const auto& losses : {std::vector<float>{}, {2.5F}, {2.5F, 2.5F}}) {
-        const std::string svg = loss_curve_svg({.losses = losses, .validations = {}});
+        const std::string svg = loss_curve_svg({.losses = losses, .lrs = losses, .validations = {}});
         EXPECT_THAT(svg, HasSubstr("</svg>"));
         EXPECT_EQ(svg.find("nan"), std::string::npos);
         EXPECT_EQ(svg.find("inf"), std::string::npos);

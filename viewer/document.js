@@ -69,6 +69,9 @@ class Stage {
     }
     const names = { self: this.init ? `self · ${this.init === "uniform" ? "rand" : this.init}` : "self",
       wrapper: "wrapper", "multi-head": "multi-head" };
+    this.layer = raw.layer ?? 0;
+    this.weightsFile = String(raw.weights_file ?? "");
+    this.remarks = (raw.remarks ?? []).map(String);
     this.label = raw.layer ? `layer ${raw.layer}` : names[this.kind] ?? this.kind;
   }
 

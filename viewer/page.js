@@ -109,6 +109,8 @@ class Page {
     facts.push(stage.kind === "simple" ? `d ${stage.dIn}` : `d_in ${stage.dIn} → d_out ${stage.dOut}`);
     if (stage.heads > 1) facts.push(`${stage.heads} heads of ${stage.headDim}`);
     if (stage.dropout > 0) facts.push(`dropout ${stage.dropout}${stage.training ? ", training" : ", idle: not training"}`);
+    // Of a stage of a trained model, where it comes from and what the model goes on with.
+    if (stage.layer) facts.push(stage.weightsFile, ...stage.remarks.slice(-1));
     return facts.join(" · ");
   }
 

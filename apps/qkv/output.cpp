@@ -58,14 +58,15 @@ explain::Colour output_colour(When when) {
     return true_colour ? explain::Colour::true_colour : explain::Colour::palette_256;
 }
 
+std::int64_t terminal_width(int descriptor) {
+    winsize size{};
+    return isatty(descriptor) == 1 && ioctl(descriptor, TIOCGWINSZ, &size) == 0 ? size.ws_col : 0;
+}
+
 std::int64_t output_width() {
     constexpr std::int64_t kUsual = 80;
     constexpr std::int64_t kNarrowest = 40;
-    winsize size{};
-    std::int64_t columns = 0;
-    if (isatty(STDOUT_FILENO) == 1 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0) {
-        columns = size.ws_col;
-    }
+    std::int64_t columns = terminal_width(STDOUT_FILENO);
     if (columns == 0) {
         columns = std::strtoll(std::string(environment("COLUMNS")).c_str(), nullptr, 10);
     }

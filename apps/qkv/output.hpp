@@ -20,6 +20,8 @@ enum class When : std::uint8_t { automatic, always, never };
 
 /// Columns of the terminal on standard output, or $COLUMNS, or 80; at least 40.
 [[nodiscard]] std::int64_t output_width();
+/// Columns of the terminal behind a file descriptor, or 0 where there is none or it does not say.
+[[nodiscard]] std::int64_t terminal_width(int descriptor);
 
 /// On Ctrl-C, gives the terminal its own colours back and ends as an interrupted program does.
 void restore_colours_on_interrupt();

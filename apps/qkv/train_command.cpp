@@ -1,12 +1,9 @@
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -15,214 +12,18 @@
 #include "qkv/error.hpp"
 #include "qkv/explain.hpp"
 #include "qkv/models.hpp"
+#include "train_subject.hpp"
 #include "training.hpp"
 
 namespace qkv::app {
 
 namespace {
 
-/// The command line as it was typed. Values stay text until all of it is known to be well-formed.
-struct Typed {
-    std::vector<std::string> texts;
-    std::optional<std::string> task, tokenizer, vocab;
-    std::optional<std::string> context, layers, heads, dim, dropout, seed;
-    std::optional<std::string> steps, batch, accumulate, lr, min_lr, warmup, weight_decay, clip, eval_every;
-    std::optional<std::string> save_every, early_stop, resume, out, plot, log, threads;
-    bool overwrite = false, quiet = false;
-};
-
-constexpr const char* kDefaultText = "/usr/share/common-licenses/GPL-3";  // every Debian has it
-constexpr std::int64_t kMostContext = 8192;
-constexpr std::int64_t kMostLayers = 256;
 constexpr std::int64_t kMostThreads = 4096;
-
-/// What is trained when nothing else is said: a text in under three minutes, a task in one, on two cores.
-struct Defaults {
-    std::int64_t context = 0, layers = 0, heads = 0, dim = 0, vocab = 0;
-    double dropout = 0;
-    models::TrainOptions train;
-};
-
-Defaults defaults(bool task) {
-    if (task) {
-        return {.context = 16,
-                .layers = 2,
-                .heads = 2,
-                .dim = 64,
-                .vocab = 0,
-                .dropout = 0.0,
-                .train = {.steps = 500, .batch = 32, .lr = 5e-3, .min_lr = 5e-4, .warmup = 50}};
-    }
-    return {.context = 64,
-            .layers = 4,
-            .heads = 4,
-            .dim = 64,
-            .vocab = 512,
-            .dropout = 0.1,
-            .train = {.steps = 1000, .batch = 16, .lr = 5e-3, .min_lr = 5e-4}};
-}
 
 std::optional<models::Task> task_named(const std::optional<std::string>& typed) {
     return typed ? std::optional(static_cast<models::Task>(choice("--task", *typed, models::task_names())))
                  : std::nullopt;
-}
-
-double probability(const std::string& option, const std::string& typed) {
-    const double value = real_number(option, typed);
-    if (!(value >= 0 && value <= 1)) {
-        throw Error(ErrorCode::invalid_argument, option + " is " + typed + "; expected a probability from 0 to 1");
-    }
-    return value;
-}
-
-models::TrainOptions train_options(const Typed& typed, models::TrainOptions options) {
-    using models::kMaxSequences;
-    using models::kMaxSteps;
-    const auto whole = [](const char* name, const std::optional<std::string>& value, std::int64_t lowest,
-                          std::int64_t highest,
-                          std::int64_t& into) { into = whole_number(name, value, lowest, highest).value_or(into); };
-    const auto real = [](const char* name, const std::optional<std::string>& value, double& into) {
-        into = value ? real_number(name, *value) : into;
-        if (into < 0) {
-            throw Error(ErrorCode::invalid_argument, fmt::format("{} is {}; expected 0 or more", name, *value));
-        }
-    };
-    whole("--steps", typed.steps, 1, kMaxSteps, options.steps);
-    whole("--batch", typed.batch, 1, kMaxSequences, options.batch);
-    whole("--accumulate", typed.accumulate, 1, kMaxSequences, options.accumulate);
-    whole("--warmup", typed.warmup, 0, kMaxSteps, options.warmup);
-    whole("--eval-every", typed.eval_every, 1, kMaxSteps, options.evaluate_every);
-    real("--lr", typed.lr, options.lr);
-    options.min_lr = typed.lr ? options.lr / 10 : options.min_lr;
-    real("--min-lr", typed.min_lr, options.min_lr);
-    real("--weight-decay", typed.weight_decay, options.weight_decay);
-    real("--clip", typed.clip, options.clip);
-    return options;
-}
-
-/// The text itself; one of the tasks has none.
-std::string training_text(const Typed& typed) {
-    std::vector<std::filesystem::path> files(typed.texts.begin(), typed.texts.end());
-    if (files.empty()) {
-        files.emplace_back(kDefaultText);
-        if (!std::filesystem::exists(kDefaultText)) {
-            throw Error(ErrorCode::invalid_argument,
-                        fmt::format("no TEXT is given, and {} is not here; name a text file", kDefaultText));
-        }
-    }
-    return models::read_text(files);
-}
-
-std::shared_ptr<const text::Tokenizer> new_tokenizer(const Typed& typed, const std::string& text, std::int64_t vocab) {
-    const bool bytes = choice("--tokenizer", typed.tokenizer.value_or("char"), {"char", "bpe"}) == 1;
-    if (typed.vocab && !bytes) {
-        throw Error(ErrorCode::invalid_argument,
-                    "--vocab is for --tokenizer bpe; characters are as many as the text has");
-    }
-    if (bytes) {
-        return text::BpeTokenizer::learned(
-            text, whole_number("--vocab", typed.vocab, text::kBytes, text::kMaxVocabulary).value_or(vocab));
-    }
-    return std::make_shared<text::CharacterTokenizer>(text);
-}
-
-/// A model and what it learns from, new or as a file has them.
-struct Subject {
-    std::unique_ptr<models::LanguageModel> model;
-    std::unique_ptr<models::Data> data;
-    models::TrainOptions options;
-    Generator generator;
-};
-
-std::unique_ptr<models::Data> make_data(const std::optional<models::Task>& task, const std::string& text,
-                                        std::int64_t context, const text::Tokenizer& tokenizer) {
-    if (task) {
-        return std::make_unique<models::TaskData>(*task, context, tokenizer);
-    }
-    return std::make_unique<models::TextData>(tokenizer.encode(text), context);
-}
-
-/// Refuses what this machine cannot hold, rather than let it be killed half-way. Counted is what is surely
-/// needed: parameters, gradients and AdamW's two moments, and what a block keeps of each token for its backward.
-void check_memory(const nn::GptOptions& sizes, std::int64_t batch) {
-    const auto dim = static_cast<double>(sizes.emb_dim);
-    const auto layers = static_cast<double>(sizes.num_layers);
-    const auto vocab = static_cast<double>(sizes.vocab_size);
-    const auto context = static_cast<double>(sizes.context_length);
-    const double parameters = dim * (2 * vocab + context + 12 * layers * dim);
-    const double kept = static_cast<double>(batch) * context * (vocab + 12 * layers * dim);
-    const double needed = (4 * parameters + kept) * sizeof(float);
-    const double has = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
-    if (needed > has) {
-        throw Error(
-            ErrorCode::out_of_memory,
-            fmt::format("{} layers of width {} with context {} and --batch {} need at least {:.3g} GiB of memory to "
-                        "train; this machine has {:.3g} GiB",
-                        sizes.num_layers, sizes.emb_dim, sizes.context_length, batch, needed / (1 << 30),
-                        has / (1 << 30)));
-    }
-}
-
-Subject new_subject(const Typed& typed, const std::optional<models::Task>& task) {
-    const Defaults usual = defaults(task.has_value());
-    nn::GptOptions sizes;
-    sizes.context_length = whole_number("--context", typed.context, 1, kMostContext).value_or(usual.context);
-    sizes.num_layers = whole_number("--layers", typed.layers, 1, kMostLayers).value_or(usual.layers);
-    sizes.num_heads = whole_number("--heads", typed.heads, 1, explain::kMaxHeads).value_or(usual.heads);
-    sizes.emb_dim = whole_number("--dim", typed.dim, 1, explain::kMaxWidth).value_or(usual.dim);
-    sizes.dropout = typed.dropout ? probability("--dropout", *typed.dropout) : usual.dropout;
-    if (sizes.emb_dim % sizes.num_heads != 0) {
-        throw Error(ErrorCode::invalid_argument, fmt::format("--dim {} cannot be split into --heads {} of one width",
-                                                             sizes.emb_dim, sizes.num_heads));
-    }
-    Subject subject{.model = nullptr,
-                    .data = nullptr,
-                    .options = train_options(typed, usual.train),
-                    .generator = Generator(typed.seed ? seed_number("--seed", *typed.seed) : 123)};
-    const std::string text = task ? std::string(models::task_characters()) : training_text(typed);
-    const auto tokenizer = new_tokenizer(typed, text, usual.vocab);
-    subject.data = make_data(task, text, sizes.context_length, *tokenizer);
-    sizes.vocab_size = tokenizer->vocab_size();
-    check_memory(sizes, subject.options.batch);
-    subject.model = std::make_unique<models::LanguageModel>(sizes, tokenizer, subject.generator);
-    return subject;
-}
-
-/// What a file was made with is not to be changed by an option; one that says the same does no harm.
-void check_same(const char* option, const std::optional<std::string>& typed, const std::string& in_file,
-                const std::string& file) {
-    if (typed && *typed != in_file) {
-        throw Error(ErrorCode::shape_mismatch,
-                    fmt::format("{} is {}, but {} was trained with {}; leave it out, or begin anew without --resume",
-                                option, explain::in_quotes(*typed), file, in_file));
-    }
-}
-
-Subject resumed_subject(const Typed& typed, const models::ModelFile& file, const std::string& name) {
-    auto model = std::make_unique<models::LanguageModel>(models::load_language_model(file, name));
-    const nn::GptOptions& sizes = model->gpt.options();
-    const text::Tokenizer& tokenizer = *model->tokenizer;
-    const std::optional<models::Task> task = models::trained_task(file);
-    check_same("--context", typed.context, std::to_string(sizes.context_length), name);
-    check_same("--layers", typed.layers, std::to_string(sizes.num_layers), name);
-    check_same("--heads", typed.heads, std::to_string(sizes.num_heads), name);
-    check_same("--dim", typed.dim, std::to_string(sizes.emb_dim), name);
-    check_same("--dropout", typed.dropout, fmt::format("{}", sizes.dropout), name);
-    check_same("--tokenizer", typed.tokenizer, std::string(tokenizer.kind()), name);
-    check_same("--vocab", typed.vocab, std::to_string(tokenizer.vocab_size()), name);
-    check_same("--task", typed.task, task ? models::task_names()[static_cast<std::size_t>(*task)] : "a text", name);
-    if (task && !typed.texts.empty()) {
-        throw Error(ErrorCode::shape_mismatch, name + " was trained on a task; leave out the text files");
-    }
-    if (typed.seed) {
-        throw Error(ErrorCode::invalid_argument,
-                    "--seed begins a training; --resume goes on with random numbers where " + name + " left them");
-    }
-    auto data = make_data(task, task ? "" : training_text(typed), sizes.context_length, tokenizer);
-    return {.model = std::move(model),
-            .data = std::move(data),
-            .options = train_options(typed, models::train_options_of(file, name)),
-            .generator = Generator()};
 }
 
 std::string shell_word(const std::string& word) {
@@ -247,8 +48,6 @@ std::string go_on_command(const Typed& typed, const std::string& out) {
     const auto keep = [&command](const char* option, const std::optional<std::string>& value) {
         command += value ? fmt::format(" {} {}", option, shell_word(*value)) : "";
     };
-    keep("--save-every", typed.save_every);
-    keep("--early-stop", typed.early_stop);
     keep("--plot", typed.plot);
     keep("--log", typed.log);
     keep("--threads", typed.threads);
@@ -274,13 +73,14 @@ void check_files(const Typed& typed, const std::string& out) {
         std::string role, path;
     };
     std::vector<Named> taken;
+    taken.reserve(typed.texts.size() + 5);
     for (const std::string& text : typed.texts) {
         taken.push_back({"a text to learn from", text});
     }
     if (typed.resume && typed.resume != out) {
         taken.push_back({"--resume", *typed.resume});
     }
-    const auto write = [&taken](const std::string& role, const std::string& path) {
+    const auto write = [&](const std::string& role, const std::string& path, const std::string& otherwise) {
         for (const Named& other : taken) {
             if (same_file(path, other.path) &&
                 std::filesystem::status(path).type() != std::filesystem::file_type::character) {
@@ -289,26 +89,31 @@ void check_files(const Typed& typed, const std::string& out) {
                                         explain::in_quotes(path), other.role));
             }
         }
+        const bool goes_on = typed.resume && (role != "--out" || path == *typed.resume);
+        if (!typed.overwrite && !goes_on && std::filesystem::is_regular_file(path)) {
+            throw Error(ErrorCode::invalid_argument,
+                        fmt::format("{} ({}) is there already; {}or --overwrite it", path, role, otherwise));
+        }
         taken.push_back({role, path});
     };
-    write("--out", out);
+    write("--out", out, fmt::format("go on with --resume {}, choose another, ", shell_word(out)));
     if (typed.early_stop) {
-        write("the best model of --early-stop", best_file(out));
+        write("the best model of --early-stop", best_file(out), "choose another --out, ");
     }
     if (typed.plot) {
-        write("--plot", *typed.plot);
+        write("--plot", *typed.plot, "choose another, ");
     }
     if (typed.log) {
-        write("--log", *typed.log);
+        write("--log", *typed.log, "choose another, ");
     }
 }
 
-TrainingFiles training_files(const Typed& typed, const std::string& out, std::int64_t evaluate_every) {
+TrainingFiles training_files(const Typed& typed, const std::string& out, const models::TrainOptions& options) {
     return {.out = out,
             .plot = typed.plot,
             .log = typed.log,
-            .save_every = whole_number("--save-every", typed.save_every, 1, models::kMaxSteps).value_or(evaluate_every),
-            .patience = whole_number("--early-stop", typed.early_stop, 1, models::kMaxSteps),
+            .save_every = options.save_every > 0 ? options.save_every : options.evaluate_every,
+            .patience = options.patience > 0 ? std::optional(options.patience) : std::nullopt,
             .quiet = typed.quiet,
             .go_on = go_on_command(typed, out)};
 }
@@ -320,21 +125,33 @@ std::string introduction(const Subject& subject, const models::Trainer& trainer)
     for (const auto& [name, parameter] : subject.model->gpt.parameters()) {
         parameters += parameter->value.numel();
     }
-    return fmt::format("{} layers × {} heads, width {}, context {}, {} tokens in the vocabulary: {} parameters; {}\n{}",
-                       sizes.num_layers, sizes.num_heads, sizes.emb_dim, sizes.context_length, sizes.vocab_size,
-                       parameters, subject.data->fingerprint(),
+    const auto counted = [](std::int64_t count, const char* what) {
+        return fmt::format("{} {}{}", count, what, count == 1 ? "" : "s");
+    };
+    return fmt::format("{} × {}, width {}, context {}, {} tokens in the vocabulary: {} parameters; {}\n{}",
+                       counted(sizes.num_layers, "layer"), counted(sizes.num_heads, "head"), sizes.emb_dim,
+                       sizes.context_length, sizes.vocab_size, parameters, subject.data->fingerprint(),
                        trainer.steps_done() > 0 ? fmt::format("Going on after step {}\n", trainer.steps_done()) : "");
 }
 
 /// Something to begin with that the tokenizer knows: of characters, only those of the text.
 std::string prompt(const Subject& subject) {
-    constexpr std::size_t kTokens = 8;
+    constexpr std::size_t kBytes = 8;
     try {
         (void)subject.model->tokenizer->encode("The ");
         return "The ";
     } catch (const Error&) {
+        std::string beginning;
         const models::Batch some = subject.data->validation(1);
-        return subject.model->tokenizer->decode(std::span(some.ids).first(std::min(kTokens, some.ids.size())));
+        for (const std::int64_t id : some.ids) {
+            const std::string character = subject.model->tokenizer->decode({&id, 1});
+            const bool control = static_cast<unsigned char>(character.front()) < ' ';
+            if (control || beginning.size() >= kBytes) {
+                break;
+            }
+            beginning += character;
+        }
+        return beginning;
     }
 }
 
@@ -359,15 +176,10 @@ void run_train(const Typed& typed) {
                     "--task makes its own sequences of characters; leave out text files, "
                     "--tokenizer and --vocab");
     }
+    (void)train_options(typed, {});  // what is mistyped is the first thing to say
     const std::string usual_out = task ? *typed.task + ".safetensors" : "model.safetensors";
     const std::string out = typed.out.value_or(typed.resume.value_or(usual_out));
     check_files(typed, out);
-    if (!typed.overwrite && out != typed.resume && std::filesystem::exists(out) &&
-        std::filesystem::is_regular_file(out)) {
-        throw Error(ErrorCode::invalid_argument,
-                    fmt::format("{} is there already; go on with --resume {}, choose another --out, or --overwrite it",
-                                out, shell_word(out)));
-    }
     std::optional<models::ModelFile> file;
     if (typed.resume) {
         file = models::read_model_file(*typed.resume);
@@ -378,8 +190,13 @@ void run_train(const Typed& typed) {
     models::Trainer trainer(*subject.model, *subject.data, subject.options, subject.generator, runtime);
     if (file) {
         trainer.resume(*file, *typed.resume);
+        if (trainer.finished()) {
+            throw Error(ErrorCode::invalid_argument,
+                        fmt::format("{} has done {} of {} steps, so nothing is left to do; expected --steps with more",
+                                    *typed.resume, trainer.steps_done(), subject.options.steps));
+        }
     }
-    const TrainingFiles files = training_files(typed, out, subject.options.evaluate_every);
+    const TrainingFiles files = training_files(typed, out, subject.options);
     const auto say = [&typed](const std::string& text) {
         if (!typed.quiet) {
             fmt::print(stderr, "{}", text);

@@ -12,8 +12,10 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <span>
 
 #include "commands.hpp"
+#include "output.hpp"
 #include "qkv/error.hpp"
 #include "qkv/explain.hpp"
 
@@ -33,8 +35,8 @@ public:
         struct sigaction action{};
         action.sa_handler = on_signal;
         action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
-        (void)sigaction(SIGINT, &action, &old_interrupt_);
-        (void)sigaction(SIGTERM, &action, &old_terminate_);
+        watch(SIGINT, action, old_interrupt_);
+        watch(SIGTERM, action, old_terminate_);
     }
     ~SignalWatch() {
         (void)sigaction(SIGINT, &old_interrupt_, nullptr);
@@ -46,6 +48,13 @@ public:
     SignalWatch& operator=(SignalWatch&&) = delete;
 
 private:
+    static void watch(int signal, const struct sigaction& action, struct sigaction& old) {
+        (void)sigaction(signal, nullptr, &old);
+        if (old.sa_handler != SIG_IGN) {  // what runs in the background on purpose stays deaf
+            (void)sigaction(signal, &action, nullptr);
+        }
+    }
+
     struct sigaction old_interrupt_{}, old_terminate_{};
 };
 
@@ -68,7 +77,7 @@ public:
         const models::History& history = trainer_.history();
         std::string line =
             fmt::format(R"({{"step":{},"loss":{},"lr":{})", step, history.losses[static_cast<std::size_t>(step - 1)],
-                        models::learning_rate(trainer_.options(), step));
+                        history.lrs[static_cast<std::size_t>(step - 1)]);
         const auto found = std::ranges::lower_bound(history.validations, step, {}, &models::History::Validation::step);
         if (found != history.validations.end() && found->step == step) {
             line += fmt::format(R"(,"validation_loss":{},"validation_accuracy":{})", found->loss, found->accuracy);
@@ -119,13 +128,23 @@ public:
         }
         shown_ = elapsed;
         const std::int64_t left = trainer_.options().steps - step.step;
-        std::string line = fmt::format("step {}/{}  loss {:.4f}", step.step, trainer_.options().steps, step.loss);
-        if (!trainer_.history().validations.empty()) {
-            const models::History::Validation& last = trainer_.history().validations.back();
-            line += fmt::format("  validation {:.4f} ({:.1f} % right)", last.loss, 100 * last.accuracy);
+        const auto line_of = [&](std::string_view right, std::string_view tokens) {
+            std::string line = fmt::format("step {}/{}  loss {:.4f}", step.step, trainer_.options().steps, step.loss);
+            if (!trainer_.history().validations.empty()) {
+                const models::History::Validation& last = trainer_.history().validations.back();
+                line += fmt::format("  validation {:.4f} ({:.1f} %{})", last.loss, 100 * last.accuracy, right);
+            }
+            return line + fmt::format("  {:.0f} {}/s  {} left", static_cast<double>(tokens_) / elapsed, tokens,
+                                      duration(elapsed / static_cast<double>(steps_) * static_cast<double>(left)));
+        };
+        std::string line = line_of(" right", "tokens");
+        if (terminal_) {  // a line that breaks is not renewed but scrolls
+            constexpr std::int64_t kUsual = 80;
+            const std::int64_t columns = terminal_width(STDERR_FILENO);
+            const auto room = static_cast<std::size_t>((columns > 0 ? columns : kUsual) - 1);
+            line = line.size() > room ? line_of("", "tok") : line;
+            line.resize(std::min(line.size(), room));
         }
-        line += fmt::format("  {:.0f} tokens/s  {} left", static_cast<double>(tokens_) / elapsed,
-                            duration(elapsed / static_cast<double>(steps_) * static_cast<double>(left)));
         fmt::print(stderr, "{}{}{}", terminal_ ? "\r\x1b[K" : "", line, terminal_ ? "" : "\n");
         (void)std::fflush(stderr);
         open_line_ = terminal_;
@@ -155,19 +174,19 @@ private:
     std::int64_t tokens_ = 0, steps_ = 0;
 };
 
-/// How many evaluations there have been since the best one.
-std::int64_t evaluations_since_best(const models::History& history) {
-    const auto best = std::ranges::min_element(history.validations, {}, &models::History::Validation::loss);
-    return history.validations.empty() ? 0 : history.validations.end() - best - 1;
-}
-
 class Training {
 public:
     Training(models::Trainer& trainer, const TrainingFiles& files)
         : trainer_(trainer), files_(files), progress_(trainer, files.quiet) {
-        save();  // whether that can be done is to be known before anything is learned
+        // Whether that can be done is to be known before anything is learned; the model comes last, so that nothing is
+        // there when it cannot.
         if (files.log) {
             log_.emplace(*files.log, trainer);
+        }
+        save();
+        // The best so far counts only if it was kept: by a training with patience, of which this one is the rest.
+        if (files.patience && !std::filesystem::exists(best_file(files.out))) {
+            first_counted_ = trainer.history().validations.size();
         }
     }
 
@@ -178,7 +197,7 @@ public:
                 const models::Trainer::Step step = trainer_.step();
                 progress_.show(step);
                 after(step);
-                if (interrupted != 0) {
+                if (interrupted != 0 && !trainer_.finished()) {
                     save();
                     progress_.end_line();
                     throw Stopped{fmt::format("stopped after step {} of {}; to go on: {}", step.step,
@@ -194,8 +213,15 @@ public:
     }
 
 private:
+    /// How many evaluations there have been since the best one; none before the first.
+    [[nodiscard]] std::optional<std::int64_t> evaluations_since_best() const {
+        const auto counted = std::span(trainer_.history().validations).subspan(first_counted_);
+        const auto best = std::ranges::min_element(counted, {}, &models::History::Validation::loss);
+        return counted.empty() ? std::nullopt : std::optional(counted.end() - best - 1);
+    }
+
     [[nodiscard]] bool stopped_early() const {
-        return files_.patience && evaluations_since_best(trainer_.history()) >= *files_.patience;
+        return files_.patience && evaluations_since_best().value_or(0) >= *files_.patience;
     }
 
     void after(const models::Trainer::Step& step) {
@@ -203,7 +229,7 @@ private:
             log_->write(step.step);
         }
         if (step.validation) {
-            if (files_.patience && evaluations_since_best(trainer_.history()) == 0) {
+            if (files_.patience && evaluations_since_best() == 0) {
                 trainer_.save(best_file(files_.out));
             }
             if (log_) {
@@ -216,13 +242,13 @@ private:
     }
 
     void save() {
-        trainer_.save(files_.out);
         if (files_.plot) {
             models::write_loss_curve(trainer_.history(), *files_.plot);
         }
         if (log_) {
             log_->flush();
         }
+        trainer_.save(files_.out);
     }
 
     [[nodiscard]] std::string summary() const {
@@ -233,7 +259,8 @@ private:
                                      trainer_.steps_done(), *files_.patience, best_file(files_.out))
                                : "";
         text += fmt::format("Wrote {}", files_.out);
-        for (const auto& file : {files_.plot, files_.log}) {
+        const bool best = files_.patience && evaluations_since_best();
+        for (const auto& file : {best ? std::optional(best_file(files_.out)) : std::nullopt, files_.plot, files_.log}) {
             text += file ? ", " + *file : "";
         }
         return text;
@@ -243,6 +270,7 @@ private:
     const TrainingFiles& files_;
     Progress progress_;
     std::optional<Log> log_;
+    std::size_t first_counted_ = 0;
 };
 
 }  // namespace

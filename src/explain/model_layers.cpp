@@ -54,7 +54,11 @@ std::string label_of(const std::string& token) {
         if (!whole) {
             label += {'<', kDigits[value >> 4U], kDigits[value & 15U], '>'};
         } else {
-            label += byte == ' ' ? "␣" : byte == '\n' ? "↵" : byte == '\t' ? "⇥" : std::string(1, byte);
+            label += byte == ' '    ? "␣"
+                     : byte == '\n' ? "↵"
+                     : byte == '\r' ? "␍"
+                     : byte == '\t' ? "⇥"
+                                    : std::string(1, byte);
         }
     }
     return label;

@@ -319,7 +319,7 @@ Lines step_by_step(const StageReport& stage, const TextStyle& style, const Ink& 
     const std::vector<std::int64_t> keys = shown_places(key_count, rows, needed);
     std::vector<Column> columns = step_columns(stage, keys, style.digits);
 
-    const std::int64_t label = widest(stage.keys(), kLabelWidth);
+    const std::int64_t label = std::max<std::int64_t>(3, widest(stage.keys(), kLabelWidth));  // under "key"
     const auto used = [&] {
         std::int64_t total = kMargin + label;
         for (const Column& column : columns) {

@@ -290,8 +290,8 @@ SafetensorsHeader read_header(const ByteSource& source) {
     source.read_at(0, std::as_writable_bytes(std::span(&length, 1)));
     const std::uint64_t rest = source.size() - kLengthBytes;
     if (length > kMaxSafetensorsHeaderBytes || length > rest) {
-        fail(ErrorCode::format, name, ": a header of ", length, " bytes is declared; expected at most ",
-             std::min(kMaxSafetensorsHeaderBytes, rest));
+        fail(ErrorCode::format, name, ": no safetensors file, or cut off: its first 8 bytes declare a header of ",
+             length, " bytes; expected at most ", std::min(kMaxSafetensorsHeaderBytes, rest));
     }
     std::string json(static_cast<std::size_t>(length), '\0');
     source.read_at(kLengthBytes, std::as_writable_bytes(std::span(json)));

@@ -213,8 +213,8 @@ void AddPairedValues(float* context, const float* weights, const float* values, 
 
 /// exp for weights that are rounded to 16 bits: relative error at most 2⁻¹⁷ for x >= −87.33 and exactly 0 below, 1 at
 /// 0. 2ᶻ with z = x / ln 2: the fraction of z through 1 + f q(f), q of degree 4 with the least largest relative error
-/// (2⁻²³·⁵) on [0, 1), so that lse, the one thing that is not rounded to 16 bits, is a float's worth. The rounding of z,
-/// which is what takes the small weights to 2⁻¹⁷, does not reach it.
+/// (2⁻²³·⁵) on [0, 1), so that lse, the one thing that is not rounded to 16 bits, is a float's worth. The rounding of
+/// z, which is what takes the small weights to 2⁻¹⁷, does not reach it.
 struct CoarseWeights {
     static HWY_INLINE Vec<float> ExpOfAny(Vec<float> x) {
         const Tag<float> d;

@@ -1,4 +1,5 @@
 // Training as a file: what the next step depends on, beside the model (docs/train.md has the names).
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <variant>
@@ -14,6 +15,7 @@ namespace {
 
 const std::string kAdamW = "training.adamw.";
 const std::string kLosses = "training.losses";
+const std::string kLrs = "training.lrs";
 const std::string kValidations = "training.validations";
 const std::string kGenerator = "training.generator";
 const std::string kData = "training.data";
@@ -27,10 +29,10 @@ struct OptionRange {
 
 constexpr double kAny = 1e9;
 
-const std::array<OptionRange, 10>& option_ranges() {
+const std::array<OptionRange, 12>& option_ranges() {
     constexpr auto kSequences = static_cast<double>(kMaxSequences);
     constexpr auto kSteps = static_cast<double>(kMaxSteps);
-    static const std::array<OptionRange, 10> ranges{{
+    static const std::array<OptionRange, 12> ranges{{
         {"steps", &TrainOptions::steps, 1, kSteps},
         {"batch", &TrainOptions::batch, 1, kSequences},
         {"accumulate", &TrainOptions::accumulate, 1, kSequences},
@@ -41,6 +43,8 @@ const std::array<OptionRange, 10>& option_ranges() {
         {"clip", &TrainOptions::clip, 0, kAny},
         {"evaluate_every", &TrainOptions::evaluate_every, 1, kSteps},
         {"validation_sequences", &TrainOptions::validation_sequences, 1, kSequences},
+        {"save_every", &TrainOptions::save_every, 0, kSteps},
+        {"patience", &TrainOptions::patience, 0, kSteps},
     }};
     return ranges;
 }
@@ -64,6 +68,11 @@ History history_of(const ModelFile& file, const std::string& name) {
     History history;
     const Tensor& losses = tensor_entry(file, kLosses, 1, name);
     history.losses.assign(losses.values().begin(), losses.values().end());
+    const Tensor& lrs = tensor_entry(file, kLrs, 1, name);
+    if (lrs.numel() != losses.numel()) {
+        fail(ErrorCode::format, name, ": ", kLrs, " has ", lrs.numel(), " steps, ", kLosses, " ", losses.numel());
+    }
+    history.lrs.assign(lrs.values().begin(), lrs.values().end());
     const Tensor& validations = tensor_entry(file, kValidations, 3, name);
     std::int64_t last = 0;
     for (std::int64_t row = 0; row < validations.size(0); ++row) {
@@ -77,6 +86,25 @@ History history_of(const ModelFile& file, const std::string& name) {
         history.validations.push_back({.step = last, .loss = validations(row, 1), .accuracy = validations(row, 2)});
     }
     return history;
+}
+
+/// A step moves every parameter, so each has moments of as many steps as there are losses.
+void check_moments(const ModelFile& file, const nn::ParameterList<float>& parameters, std::int64_t steps,
+                   const std::string& name) {
+    for (const auto& [parameter, unused] : parameters) {
+        const auto step = file.tensors.find(concat(kAdamW, parameter, ".step"));
+        const bool has = step != file.tensors.end() && step->second.numel() == 1;
+        const float done = has ? step->second.data()[0] : 0.0F;
+        if (done != static_cast<float>(steps)) {
+            fail(ErrorCode::format, name, ": ", kAdamW, parameter, ".step is ", has ? concat(done) : "missing",
+                 "; expected ", steps, ", as many as losses");
+        }
+        const auto squares = file.tensors.find(concat(kAdamW, parameter, ".exp_avg_sq"));
+        if (squares != file.tensors.end() &&
+            std::ranges::any_of(squares->second.values(), [](float value) { return value < 0; })) {
+            fail(ErrorCode::format, name, ": ", squares->first, " holds a number below 0; expected means of squares");
+        }
+    }
 }
 
 }  // namespace
@@ -140,6 +168,7 @@ void Trainer::save(const std::filesystem::path& path) const {
         }
     }
     file.tensors.emplace(kLosses, Tensor({steps_done()}, history_.losses));
+    file.tensors.emplace(kLrs, Tensor({steps_done()}, history_.lrs));
     Tensor validations({static_cast<std::int64_t>(history_.validations.size()), 3});
     for (std::int64_t row = 0; row < validations.size(0); ++row) {
         const History::Validation& validation = history_.validations[static_cast<std::size_t>(row)];
@@ -148,6 +177,12 @@ void Trainer::save(const std::filesystem::path& path) const {
         validations(row, 2) = validation.accuracy;
     }
     file.tensors.emplace(kValidations, std::move(validations));
+    for (const auto& [name, tensor] : file.tensors) {
+        if (!finite(tensor)) {
+            fail(ErrorCode::out_of_range, "after step ", steps_done(), " the tensor ", name, " is not finite; ",
+                 path.string(), " is left as it was");
+        }
+    }
     io::write_safetensors(path, file.tensors, file.metadata);
 }
 
@@ -157,6 +192,7 @@ void Trainer::resume(const ModelFile& file, const std::string& name) {
              data_->fingerprint());
     }
     History history = history_of(file, name);
+    check_moments(file, parameters_, static_cast<std::int64_t>(history.losses.size()), name);
     Generator generator;
     nn::AdamW<float> matrices = matrices_;
     nn::AdamW<float> vectors = vectors_;

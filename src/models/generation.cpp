@@ -33,12 +33,16 @@ double uniform(Generator& generator) {
 
 std::int64_t sample(std::span<const float> logits, const SampleOptions& options, Generator& generator) {
     check(options);
+    if (logits.empty()) {
+        fail(ErrorCode::shape_mismatch, "there are no logits to draw a token from; expected one or more");
+    }
     std::vector<std::int64_t> ids(logits.size());
     std::iota(ids.begin(), ids.end(), std::int64_t{0});
     const auto logit = [logits](std::int64_t id) { return static_cast<double>(logits[static_cast<std::size_t>(id)]); };
     for (const std::int64_t id : ids) {
         if (!(logit(id) < std::numeric_limits<double>::infinity())) {
-            fail(ErrorCode::out_of_range, "the logit of token ", id, " is ", logit(id), "; expected a finite number");
+            fail(ErrorCode::out_of_range, "the logit of token ", id, " is ", std::fabs(logit(id)),
+                 "; expected a finite number");
         }
     }
     std::ranges::stable_sort(ids, std::ranges::greater(), logit);

@@ -40,7 +40,7 @@ ModelFile read_model_file(const std::filesystem::path& path) {
         }
         for (const io::TensorInfo& info : header.tensors) {
             Tensor tensor = io::read_tensor<float>(source, header, info);
-            if (!std::ranges::all_of(tensor.values(), [](float value) { return std::isfinite(value); })) {
+            if (!finite(tensor)) {
                 fail(ErrorCode::format, source.name(), ": tensor ", io::quote(info.name),
                      " holds what is no finite number");
             }
@@ -61,8 +61,16 @@ LanguageModel load_language_model(const ModelFile& file, const std::string& name
     }
     try {
         // Sizes come from the shapes of what is there, so that no number in the file makes anything larger than it.
+        // What grows with two of them, a cache of context × layers, has their limits.
         nn::GptOptions options =
             nn::gpt_options_of(state, whole_entry(file.metadata, "num_heads", 1, kMostHeads, name));
+        const auto limit = [](const char* what, std::int64_t value, std::int64_t most) {
+            if (value > most) {
+                fail(ErrorCode::format, what, " is ", value, "; expected at most ", most);
+            }
+        };
+        limit("context_length", options.context_length, kMaxContext);
+        limit("num_layers", options.num_layers, kMaxLayers);
         options.dropout = real_entry(file.metadata, "dropout", 0, 1, name);
         options.gelu = whole_entry(file.metadata, "gelu_tanh", 0, 1, name) == 1 ? nn::Gelu::tanh : nn::Gelu::erf;
         std::shared_ptr<const text::Tokenizer> tokenizer =

@@ -72,7 +72,9 @@ double mark_distance(double range, int most) {
 class Drawing {
 public:
     explicit Drawing(const History& history)
-        : training_(training_line(history.losses)), validation_(validation_line(history.validations)) {
+        : history_(&history),
+          training_(training_line(history.losses)),
+          validation_(validation_line(history.validations)) {
         last_step_ = std::max<double>(1, static_cast<double>(history.losses.size()));
         double lowest = std::numeric_limits<double>::infinity();
         double highest = -lowest;
@@ -85,7 +87,7 @@ public:
         if (!(lowest <= highest)) {
             lowest = highest = 0;
         }
-        distance_ = mark_distance(std::max(highest - lowest, 1e-6), 6);
+        distance_ = mark_distance(std::max(highest - lowest, 1e-3), 6);
         bottom_ = std::floor(lowest / distance_) * distance_;
         top_ = std::max(std::ceil(highest / distance_) * distance_, bottom_ + distance_);
     }
@@ -152,11 +154,16 @@ private:
     }
 
     void legend() {
-        const auto last = [](const Line& line) { return line.empty() ? "–" : fixed(line.back().loss, 3); };
-        text(fixed(kWidth - kRight - 150, 1), "18", "end", "— training " + last(training_), kTraining);
-        text(fixed(kWidth - kRight, 1), "18", "end", "● validation " + last(validation_), kValidation);
+        const auto last = [](const auto& losses, auto loss_of) {
+            return losses.empty() ? "–" : fixed(static_cast<double>(loss_of(losses.back())), 3);
+        };
+        const auto itself = [](float loss) { return loss; };
+        text(fixed(kWidth - kRight - 150, 1), "18", "end", "— training " + last(history_->losses, itself), kTraining);
+        text(fixed(kWidth - kRight, 1), "18", "end",
+             "● validation " + last(history_->validations, [](const auto& one) { return one.loss; }), kValidation);
     }
 
+    const History* history_;
     Line training_, validation_;
     double last_step_ = 1, distance_ = 1, bottom_ = 0, top_ = 1;
     std::string out_;

@@ -1,5 +1,6 @@
 #include "models/metadata.hpp"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cmath>
@@ -36,6 +37,10 @@ Number number_entry(const io::Metadata& metadata, const std::string& key, Number
 }
 
 }  // namespace
+
+bool finite(const Tensor& tensor) {
+    return std::ranges::all_of(tensor.values(), [](float value) { return std::isfinite(value); });
+}
 
 std::string to_text(double value) {
     std::array<char, 32> digits{};

@@ -20,6 +20,9 @@ namespace qkv::models {
 [[nodiscard]] double real_entry(const io::Metadata& metadata, const std::string& key, double lowest, double highest,
                                 const std::string& file);
 
+/// Whether every value is a finite number.
+[[nodiscard]] bool finite(const Tensor& tensor);
+
 /// The entry `key` as hexadecimal words of 32 bits, 8 digits each, and back.
 [[nodiscard]] std::vector<std::uint32_t> words_entry(const io::Metadata& metadata, const std::string& key,
                                                      const std::string& file);

@@ -84,6 +84,10 @@ Batch TaskData::draw(std::int64_t sequences, Generator& generator) const {
     for (std::int64_t i = 0; i < sequences; ++i) {
         const auto [question, answer] = puzzle(generator);
         const std::vector<std::int64_t> ids = tokenizer_.encode(question + answer);
+        if (ids.size() != question.size() + answer.size()) {
+            fail(ErrorCode::invalid_argument, "the tokenizer makes ", ids.size(), " tokens of ", question, answer,
+                 "; expected a token a letter");
+        }
         batch.ids.insert(batch.ids.end(), ids.begin(), ids.end() - 1);
         // Up to here nothing can be known; of induction's answer, neither can the first letter.
         const auto unknown = static_cast<std::ptrdiff_t>(question.size()) - 1 + (task_ == Task::induction ? 1 : 0);

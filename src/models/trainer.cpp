@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "models/metadata.hpp"
 #include "models/train_options.hpp"
 
 namespace qkv::models {
@@ -34,10 +35,6 @@ std::pair<std::int64_t, std::int64_t> count_right(const Tensor& logits, std::spa
         }
     }
     return {right, counted};
-}
-
-bool finite(const Tensor& tensor) {
-    return std::ranges::all_of(tensor.values(), [](float value) { return std::isfinite(value); });
 }
 
 [[noreturn]] void refuse_not_finite(std::int64_t step, std::string_view what, double value, const std::string& first) {
@@ -100,10 +97,17 @@ Trainer::Step Trainer::step() {
         optimizer->set_lr(step.lr);
         optimizer->step(*runtime_);
     }
-    history_.losses.push_back(static_cast<float>(loss));
-    step.loss = static_cast<double>(history_.losses.back());
-    if (step.step % options_.evaluate_every == 0 || finished()) {
+    step.loss = static_cast<double>(static_cast<float>(loss));
+    if (step.step % options_.evaluate_every == 0 || step.step >= options_.steps) {
         step.validation = evaluate();
+        if (!std::isfinite(static_cast<float>(step.validation->loss))) {
+            refuse_not_finite(step.step, "validation loss", step.validation->loss,
+                              first_not_finite(data_->validation(1)));
+        }
+    }
+    history_.losses.push_back(static_cast<float>(loss));
+    history_.lrs.push_back(static_cast<float>(step.lr));
+    if (step.validation) {
         history_.validations.push_back({.step = step.step,
                                         .loss = static_cast<float>(step.validation->loss),
                                         .accuracy = static_cast<float>(step.validation->accuracy)});
@@ -136,7 +140,7 @@ Evaluation Trainer::evaluate() {
             .accuracy = static_cast<double>(right) / static_cast<double>(counted)};
 }
 
-/// What on the way to a loss that is not finite is the first that is not. The optimizer has not stepped.
+/// What on the way to a loss that is not finite is the first that is not.
 std::string Trainer::first_not_finite(const Batch& batch) const {
     for (const auto& [name, parameter] : parameters_) {
         if (!finite(parameter->value)) {

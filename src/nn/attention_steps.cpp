@@ -164,17 +164,6 @@ BasicTensor<T> split_heads(const BasicTensor<T>& x, std::int64_t heads) {
     return split;
 }
 
-template <class T>
-BasicTensor<T> causal_buffer(std::int64_t context_length) {
-    BasicTensor<T> buffer({context_length, context_length});
-    for (std::int64_t query = 0; query < context_length; ++query) {
-        for (std::int64_t key = query + 1; key < context_length; ++key) {
-            buffer(query, key) = 1;
-        }
-    }
-    return buffer;
-}
-
 namespace {
 
 /// Rows `third` · d_out onward of a stacked in_proj tensor.
@@ -247,7 +236,6 @@ void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTra
     template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                     \
     template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                              \
     template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                 \
-    template BasicTensor<T> causal_buffer(std::int64_t);                                                      \
     template StateDict<T> from_torch_multihead(StateDict<T>);                                                 \
     template void record_steps(const AttentionSteps<T>&, const Shape&, BasicTrace<T>&);
 QKV_INSTANTIATE(float)

@@ -74,10 +74,6 @@ template <class T>
 /// [batch, tokens, heads · head_dim] → [batch · heads, tokens, head_dim]: view, then transpose.
 template <class T>
 [[nodiscard]] BasicTensor<T> split_heads(const BasicTensor<T>& x, std::int64_t heads);
-/// The causal mask buffer of the PyTorch classes: 1 above the diagonal (there it means "hidden"), 0 elsewhere.
-template <class T>
-[[nodiscard]] BasicTensor<T> causal_buffer(std::int64_t context_length);
-
 /// A state_dict of torch.nn.MultiheadAttention in the names of the stages (W_query.weight, …); others pass unchanged.
 template <class T>
 [[nodiscard]] StateDict<T> from_torch_multihead(StateDict<T> state);

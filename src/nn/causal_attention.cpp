@@ -69,8 +69,8 @@ void BasicCausalAttention<T>::visit_parameters(const typename BasicModule<T>::Vi
 }
 
 template <class T>
-void BasicCausalAttention<T>::add_buffers(StateDict<T>& state) const {
-    state.emplace("mask", causal_buffer<T>(options_.context_length));
+void BasicCausalAttention<T>::visit_masks(const typename BasicModule<T>::MaskVisitor& visit) const {
+    visit("mask", options_.context_length);
 }
 
 template class BasicCausalAttention<float>;

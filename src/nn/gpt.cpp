@@ -266,8 +266,7 @@ void BasicGpt<T>::visit_children(const typename BasicModule<T>::ChildVisitor& vi
 }
 
 template <class T>
-void BasicGpt<T>::add_buffers(StateDict<T>& state) const {
-    BasicModule<T>::add_buffers(state);
+void BasicGpt<T>::add_shared(StateDict<T>& state) const {
     if (!tok_emb_) {
         state.emplace("out_head.weight", out_head_.weight());
     }

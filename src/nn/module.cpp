@@ -1,11 +1,44 @@
 #include "qkv/nn/module.hpp"
 
+#include <set>
 #include <utility>
 #include <vector>
 
 #include "core/check.hpp"
 
 namespace qkv::nn {
+
+namespace {
+
+/// The causal mask of the PyTorch classes, where 1 means "hidden":
+///
+///     0 1 1
+///     0 0 1
+///     0 0 0
+template <class T>
+BasicTensor<T> causal_mask(std::int64_t context_length) {
+    BasicTensor<T> mask({context_length, context_length});
+    for (std::int64_t query = 0; query < context_length; ++query) {
+        for (std::int64_t key = query + 1; key < context_length; ++key) {
+            mask(query, key) = 1;
+        }
+    }
+    return mask;
+}
+
+template <class T>
+bool is_causal_mask(const BasicTensor<T>& mask) {
+    for (std::int64_t query = 0; query < mask.size(0); ++query) {
+        for (std::int64_t key = 0; key < mask.size(1); ++key) {
+            if (mask(query, key) != (key > query ? T{1} : T{0})) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+}  // namespace
 
 template <class T>
 BasicTensor<T>& Parameter<T>::accumulated() {
@@ -88,15 +121,18 @@ StateDict<T> BasicModule<T>::state_dict() const {
     // Visiting only reads here; one const_cast saves every module a second visitor.
     const_cast<BasicModule*>(this)->visit_parameters(  // NOLINT(cppcoreguidelines-pro-type-const-cast)
         [&state](const std::string& name, const Parameter<T>& parameter) { state.emplace(name, parameter.value); });
-    add_buffers(state);
+    visit_masks([&state](const std::string& name, std::int64_t context_length) {
+        state.emplace(name, causal_mask<T>(context_length));
+    });
+    add_shared(state);
     return state;
 }
 
 template <class T>
 void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
     StateDict<T> given = translate(state);
-    const StateDict<T> own = state_dict();
     std::vector<std::pair<BasicTensor<T>*, BasicTensor<T>*>> moves;
+    std::set<std::string> known;
     const auto check_shape = [](const std::string& name, const Shape& expected, const Shape& found) {
         if (expected != found) {
             fail(ErrorCode::shape_mismatch, "tensor '", name, "' has shape ", to_string(found), "; expected ",
@@ -111,22 +147,26 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
         }
         check_shape(name, tensor.shape(), found->second.shape());
         moves.emplace_back(&tensor, &found->second);
+        known.insert(name);
     });
-    for (const auto& [name, tensor] : given) {
-        const auto expected = own.find(name);
-        if (expected == own.end()) {
-            fail(ErrorCode::shape_mismatch, "tensor '", name, "' of shape ", to_string(tensor.shape()),
-                 " belongs to no parameter of this module");
+    // A mask is constant, so one that is given must agree; none is made for that, since a file of nothing but sizes
+    // could ask for masks far larger than itself.
+    visit_masks([&](const std::string& name, std::int64_t context_length) {
+        const auto found = given.find(name);
+        if (found == given.end()) {
+            return;
         }
-        check_shape(name, expected->second.shape(), tensor.shape());
-    }
-    // What is not a parameter is a buffer: constant, so it must agree.
-    StateDict<T> buffers;
-    add_buffers(buffers);
-    for (const auto& [name, expected] : buffers) {
-        if (const auto found = given.find(name); found != given.end() && found->second != expected) {
+        check_shape(name, {context_length, context_length}, found->second.shape());
+        if (!is_causal_mask(found->second)) {
             fail(ErrorCode::invalid_argument, "buffer '", name,
                  "' is not the causal mask (1 above the diagonal, 0 elsewhere) of this module");
+        }
+        known.insert(name);
+    });
+    for (const auto& [name, tensor] : given) {
+        if (!known.contains(name)) {
+            fail(ErrorCode::shape_mismatch, "tensor '", name, "' of shape ", to_string(tensor.shape()),
+                 " belongs to no parameter of this module");
         }
     }
     forget();
@@ -136,14 +176,12 @@ void BasicModule<T>::load_state_dict(const StateDict<T>& state) {
 }
 
 template <class T>
-void BasicModule<T>::add_buffers(StateDict<T>& state) const {
+void BasicModule<T>::visit_masks(const MaskVisitor& visit) const {
     const_cast<BasicModule*>(this)->visit_children(  // NOLINT(cppcoreguidelines-pro-type-const-cast): as above
-        [&state](const std::string& prefix, const BasicModule& child) {
-            StateDict<T> buffers;
-            child.add_buffers(buffers);
-            for (auto& [name, buffer] : buffers) {
-                state.emplace(concat(prefix, ".", name), std::move(buffer));
-            }
+        [&visit](const std::string& prefix, const BasicModule& child) {
+            child.visit_masks([&](const std::string& name, std::int64_t context_length) {
+                visit(concat(prefix, ".", name), context_length);
+            });
         });
 }
 

@@ -101,8 +101,8 @@ void BasicMultiHeadAttention<T>::visit_parameters(const typename BasicModule<T>:
 }
 
 template <class T>
-void BasicMultiHeadAttention<T>::add_buffers(StateDict<T>& state) const {
-    state.emplace("mask", causal_buffer<T>(options_.context_length));
+void BasicMultiHeadAttention<T>::visit_masks(const typename BasicModule<T>::MaskVisitor& visit) const {
+    visit("mask", options_.context_length);
 }
 
 template <class T>

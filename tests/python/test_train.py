@@ -13,7 +13,7 @@ import xml.etree.ElementTree
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from test_explain_terminal import read_all, start
 from train_support import TIMEOUT, TINY, refused, run, train, write_text
 
@@ -70,7 +70,7 @@ def test_the_file_is_the_models_state_dict_and_the_trainers(trained):
         assert tensors[f"training.adamw.{name}.exp_avg"].shape == model[name]
         assert tensors[f"training.adamw.{name}.exp_avg_sq"].shape == model[name]
         assert tensors[f"training.adamw.{name}.step"] == 60
-    assert len(tensors) == len(model) + 3 * len(parameters) + 2
+    assert len(tensors) == len(model) + 3 * len(parameters) + 3
     with safe_open(folder / "m.safetensors", "np") as file:
         metadata = file.metadata()
     assert metadata["format"] == "qkv gpt 1" and metadata["num_heads"] == "2" and metadata["tokenizer"] == "char"
@@ -111,7 +111,7 @@ def test_killed_and_resumed_it_has_the_same_bits(qkv, text, tmp_path):
     arguments = full_run(qkv, text, tmp_path)
     out, log = tmp_path / "part", tmp_path / "part.jsonl"
     for number, steps in enumerate((20, 150, 151, 300)):
-        go_on = [text, "--resume", out, "--save-every", "7"] if number else [*arguments, "--out", out]
+        go_on = [text, "--resume", out] if number else [*arguments, "--out", out]
         process = subprocess.Popen([qkv, "train", *go_on, "--quiet", "--log", log])
         wait_for_steps(log, steps, process)
         process.send_signal(signal.SIGKILL)
@@ -163,7 +163,9 @@ def test_outputs_that_cannot_be_written(qkv, text, tmp_path):
     refused(qkv, [*common, "--out", tmp_path], DATA, "cannot write", "a directory")
     refused(qkv, [*common, "--out", "/dev/full"], DATA, "cannot write", "/dev/full", "a device")
     refused(qkv, [*common, "--out", tmp_path / "m", "--log", "/dev/full"], DATA, "cannot write", "/dev/full", "No space left")
-    refused(qkv, [*common, "--out", tmp_path / "n", "--plot", tmp_path / "no" / "p.svg"], DATA, "cannot write", "p.svg")
+    for option, path in (("--plot", tmp_path / "no" / "p.svg"), ("--log", tmp_path / "no" / "l")):
+        refused(qkv, [*common, "--out", tmp_path / "n", option, path], DATA, "cannot write", path.name)
+        assert not (tmp_path / "n").exists()  # so that the command without the slip is not refused
     refused(qkv, [*common, "--out", tmp_path / "o", "--plot", "p.png"], USAGE, "--plot is 'p.png'", ".svg")
 
 
@@ -174,6 +176,12 @@ def test_a_model_is_not_overwritten_unasked(qkv, text, tmp_path):
     assert out.read_bytes() == b"precious"
     train(qkv, text, *TINY, "--steps", "5", "--out", out, "--overwrite")
     assert len(load_file(out)["training.losses"]) == 5
+    new = ["train", text, *TINY, "--steps", "5", "--out", tmp_path / "n"]
+    for name, options in (("n.best", ["--early-stop", "1"]), ("l", ["--log", tmp_path / "l"]),
+                          ("p.svg", ["--plot", tmp_path / "p.svg"])):
+        (tmp_path / name).write_bytes(b"precious")
+        refused(qkv, [*new, *options], USAGE, tmp_path / name, "is there already", "--overwrite")
+        assert (tmp_path / name).read_bytes() == b"precious" and not (tmp_path / "n").exists()
 
 
 def test_no_file_is_written_over_another(qkv, trained, text, tmp_path):
@@ -246,7 +254,9 @@ def test_resume_refuses_what_is_not_the_same(qkv, trained, text, tmp_path):
     for option, value, has in (("--dim", "16", "8"), ("--layers", "3", "2"), ("--heads", "4", "2"), ("--context", "16", "8"),
                                ("--tokenizer", "bpe", "char"), ("--dropout", "0.2", "0.1"), ("--task", "copy", "a text")):
         refused(qkv, ["train", text, "--resume", out, option, value], DATA, f"{option} is '{value}'", f"was trained with {has}")
+    refused(qkv, ["train", "--resume", out], DATA, out, "was trained on another text than", "GPL-3, the default: the character")
     refused(qkv, ["train", text, "--resume", out, "--seed", "1"], USAGE, "--seed")
+    refused(qkv, ["train", text, "--resume", out, "--dropout", "0.10"], USAGE, "has done 60 of 60 steps", "--steps")
     refused(qkv, ["train", text, "--resume", text, "--out", tmp_path / "m"], DATA, text)
     refused(qkv, ["train", text, "--resume", tmp_path / "absent"], DATA, "absent", "No such file")
     truncated = tmp_path / "truncated"
@@ -269,6 +279,40 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_model(qkv, text
     assert all(np.isfinite(tensor).all() for tensor in load_file(out).values())
 
 
+def test_a_validation_loss_that_is_not_finite_leaves_the_checkpoint(qkv, trained, text, tmp_path):
+    out = tmp_path / "m"
+    before = (trained[0] / "m.safetensors").read_bytes()
+    out.write_bytes(before)
+    refused(qkv, ["train", text, "--resume", out, "--steps", "61", "--lr", "1e9", "--min-lr", "1e9", "--weight-decay", "1e9"],
+            USAGE, "step 61: the validation loss is nan; the first tensor that is not finite is ")
+    kept = load_file(out)
+    for name, tensor in load_file(trained[0] / "m.safetensors").items():
+        assert np.array_equal(kept[name], tensor)
+    # … and so does a state that is only a part, or none that a training leaves.
+    tensors, metadata = load_file(trained[0] / "m.safetensors"), safe_open(trained[0] / "m.safetensors", "np").metadata()
+    moment = "training.adamw.tok_emb.weight.exp_avg_sq"
+    without = {name: tensor for name, tensor in tensors.items() if "adamw" not in name}
+    for broken, says in ((without, "tok_emb.weight.step is missing; expected 60"), (tensors | {moment: -tensors[moment] - 1}, "below 0"),
+                         (tensors | {"training.adamw.pos_emb.weight.step": np.array(59, np.float32)}, "pos_emb.weight.step is 59; expected 60")):
+        save_file(broken, out, metadata)
+        refused(qkv, ["train", text, "--resume", out, "--steps", "70"], DATA, says)
+
+
+def test_a_small_file_does_not_ask_for_large_masks(qkv, trained, tmp_path):
+    tensors, metadata = load_file(trained[0] / "m.safetensors"), safe_open(trained[0] / "m.safetensors", "np").metadata()
+    model = {name: tensor for name, tensor in tensors.items() if not name.endswith(".mask") and "training" not in name}
+    metadata = {key: value for key, value in metadata.items() if "training" not in key}
+    save_file(model | {"pos_emb.weight": np.zeros((8192, 8), np.float32)}, tmp_path / "m", metadata)
+
+    def little_memory():  # a mask of 8192 × 8192 takes 268 MB
+        resource.setrlimit(resource.RLIMIT_AS, (200_000_000, 200_000_000))
+
+    done = run(qkv, "generate", tmp_path / "m", "the ", "--tokens", "3", "--threads", "1", preexec_fn=little_memory)
+    assert done.returncode == 0, done.stderr
+    save_file(model | {"pos_emb.weight": np.zeros((8193, 8), np.float32)}, tmp_path / "m", metadata)
+    refused(qkv, ["generate", tmp_path / "m", "the "], DATA, "context_length is 8193; expected at most 8192")
+
+
 def test_early_stop_keeps_the_best(qkv, tmp_path):
     text = write_text(tmp_path / "t", words=60)
     said = train(qkv, text, *TINY, "--steps", "3000", "--lr", "0.03", "--early-stop", "3", "--out", tmp_path / "m.safetensors")
@@ -276,6 +320,23 @@ def test_early_stop_keeps_the_best(qkv, tmp_path):
     last, best = (load_file(tmp_path / name)["training.validations"] for name in ("m.safetensors", "m.best.safetensors"))
     assert len(last) == len(best) + 3 < 300
     assert best[-1, 1] == last[:, 1].min()
+    assert f"Wrote {tmp_path}/m.safetensors, {tmp_path}/m.best.safetensors" in said
+
+
+def test_early_stop_goes_on_as_it_began(qkv, tmp_path):
+    text = write_text(tmp_path / "t", words=60)
+    options = [text, *TINY, "--lr", "0.03", "--early-stop", "3", "--warmup", "0", "--min-lr", "0.03", "--quiet"]
+    train(qkv, *options, "--steps", "3000", "--out", tmp_path / "whole")
+    train(qkv, *options, "--steps", "25", "--out", tmp_path / "m")
+    train(qkv, text, "--resume", tmp_path / "m", "--steps", "3000", "--quiet")
+    for name in ("whole", "m"):
+        tensors = load_file(tmp_path / name)
+        assert len(tensors["training.validations"]) == len(load_file(tmp_path / f"{name}.best")["training.validations"]) + 3
+    assert np.array_equal(tensors["training.losses"][:20], load_file(tmp_path / "whole")["training.losses"][:20])
+    # Without a best model that was kept, only what is still to come can be it.
+    train(qkv, text, *TINY, "--lr", "0.03", "--steps", "400", "--out", tmp_path / "n", "--quiet")
+    said = train(qkv, text, "--resume", tmp_path / "n", "--early-stop", "1", "--steps", "1000")
+    assert (tmp_path / "n.best").exists() and "n.best" in said
 
 
 def test_quiet_and_terminal(qkv, text, tmp_path):

@@ -107,6 +107,7 @@ private:
             if (p_.softcap > 0) {
                 const Real cap = static_cast<Real>(p_.softcap);
                 s = round(cap * std::tanh(s / cap));
+                score_size[c] += std::fabs(static_cast<double>(s));
             }
             capped[c] = s;
             r_.capped[s_index] = static_cast<double>(s);

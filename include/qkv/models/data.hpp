@@ -37,7 +37,8 @@ public:
 
     /// Sequences to learn from, drawn from `generator`.
     [[nodiscard]] virtual Batch draw(std::int64_t sequences, Generator& generator) const = 0;
-    /// Sequences that are never learned from: the same ones in every call, at most so many.
+    /// Sequences kept for judging: the same ones in every call, at most so many. Of a text they are never learned from;
+    /// of a task they are drawn apart, and one with few letters asks the same in training, too.
     [[nodiscard]] virtual Batch validation(std::int64_t sequences) const = 0;
     /// Tells other data from these.
     [[nodiscard]] virtual std::string fingerprint() const = 0;
@@ -95,8 +96,9 @@ inline constexpr std::int64_t kMaxTaskLetters = 16;
 
 class TaskData final : public Data {
 public:
-    /// With n = context / 2 letters: context tokens go in, the answer's last letter is only a target. `tokenizer` has
-    /// the task_characters(). Throws Error(invalid_argument) unless context is even, from 4 to 2 · kMaxTaskLetters.
+    /// With n = context / 2 letters: context tokens go in, the answer's last letter is only a target. `tokenizer` makes
+    /// a token of each of the task_characters() and must outlive the data; draw() throws Error(invalid_argument) if it
+    /// joins them. Throws Error(invalid_argument) unless context is even, from 4 to 2 · kMaxTaskLetters.
     TaskData(Task task, std::int64_t context, const text::Tokenizer& tokenizer);
 
     [[nodiscard]] Batch draw(std::int64_t sequences, Generator& generator) const override;

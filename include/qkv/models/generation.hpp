@@ -21,7 +21,8 @@ struct SampleOptions {
 };
 
 /// Draws a token. Of equal logits the smaller id counts as the more likely. One 64-bit draw, none at temperature 0.
-/// Throws Error(invalid_argument) for options out of range, Error(out_of_range) for a logit that is NaN or +∞.
+/// Throws Error(invalid_argument) for options out of range, Error(out_of_range) for a logit that is NaN or +∞,
+/// Error(shape_mismatch) if there are no logits.
 [[nodiscard]] std::int64_t sample(std::span<const float> logits, const SampleOptions& options, Generator& generator);
 
 /// A text that grows by a token a call, its keys and values kept.

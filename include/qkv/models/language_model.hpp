@@ -13,6 +13,10 @@
 namespace qkv {
 namespace models QKV_EXPORT {
 
+/// Limits of what `qkv train` makes and its files are read for.
+inline constexpr std::int64_t kMaxContext = 8192;
+inline constexpr std::int64_t kMaxLayers = 256;
+
 /// A trained (or yet untrained) model that speaks text.
 struct LanguageModel {
     /// Draws the parameters from `generator`. `options.vocab_size` must be that of the tokenizer it `speaks`:

@@ -28,6 +28,9 @@ struct TrainOptions {
     double clip = 1.0;          ///< the largest norm of all gradients together; 0: any
     std::int64_t evaluate_every = 100;
     std::int64_t validation_sequences = 64;
+    // What whoever calls step() is to know when training goes on from a file; the trainer itself does not look at it.
+    std::int64_t save_every = 0;  ///< steps between checkpoints; 0: not said
+    std::int64_t patience = 0;    ///< evaluations without a better loss after which to stop; 0: any
 };
 
 /// Limits of the options, beyond which lies a mistake.
@@ -52,6 +55,7 @@ struct History {
         float accuracy = 0;
     };
     std::vector<float> losses;  ///< of step 1, 2, …, on what it learned from
+    std::vector<float> lrs;     ///< of the same steps
     std::vector<Validation> validations;
 };
 
@@ -72,8 +76,8 @@ public:
         std::int64_t tokens = 0;
         std::optional<Evaluation> validation = {};  ///< every evaluate_every steps and at the last one
     };
-    /// One step. Throws Error(out_of_range), the model being as it was, when loss or gradients are not finite: it says
-    /// in which step and names the first tensor that is not.
+    /// One step. Throws Error(out_of_range) when something is not finite, saying in which step and naming the first
+    /// tensor that is not: loss or gradients, and then the model is as it was; or the validation loss after the step.
     Step step();
 
     [[nodiscard]] std::int64_t steps_done() const noexcept { return static_cast<std::int64_t>(history_.losses.size()); }
@@ -83,7 +87,8 @@ public:
 
     [[nodiscard]] Evaluation evaluate();
 
-    /// Writes model and training state into one file, whole or not at all. Throws Error(io).
+    /// Writes model and training state into one file, whole or not at all. Throws Error(io), and Error(out_of_range)
+    /// for a tensor that is not finite: what is in the file already is worth more.
     void save(const std::filesystem::path& path) const;
 
     /// Goes on from a file that save() wrote: the model's parameters, too, become the file's. `name` is what messages

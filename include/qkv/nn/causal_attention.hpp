@@ -43,7 +43,7 @@ public:
     [[nodiscard]] const CausalAttentionOptions& options() const noexcept { return options_; }
 
 protected:
-    void add_buffers(StateDict<T>& state) const override;
+    void visit_masks(const typename BasicModule<T>::MaskVisitor& visit) const override;
 
 private:
     BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;

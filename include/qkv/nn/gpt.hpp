@@ -112,7 +112,7 @@ public:
     void visit_children(const typename BasicModule<T>::ChildVisitor& visit) override;
 
 protected:
-    void add_buffers(StateDict<T>& state) const override;
+    void add_shared(StateDict<T>& state) const override;
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
     void forget_own() override { kept_.reset(); }
 

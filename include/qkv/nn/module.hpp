@@ -100,9 +100,12 @@ protected:
     /// Written by forward in training only, so several threads may run forward on one module in eval mode.
     std::shared_ptr<const Remembered<T>> memory_;
 
-    /// Adds the constant tensors that PyTorch's class registers as buffers (the causal `mask`). By default those of the
-    /// modules inside.
-    virtual void add_buffers(StateDict<T>& state) const;
+    /// Visits the causal masks [context_length, context_length] that PyTorch's classes register as a buffer `mask`. By
+    /// default those of the modules inside.
+    using MaskVisitor = std::function<void(const std::string& name, std::int64_t context_length)>;
+    virtual void visit_masks(const MaskVisitor& visit) const;
+    /// Adds to a state_dict what stands there under two names. By default nothing.
+    virtual void add_shared(StateDict<T>& /*state*/) const {}
     /// Rewrites a state_dict of a kindred class (torch.nn.MultiheadAttention) into this module's own names.
     [[nodiscard]] virtual StateDict<T> translate(StateDict<T> state) const;
 

@@ -95,7 +95,7 @@ public:
     void visit_parameters(const typename BasicModule<T>::Visitor& visit) override;
 
 protected:
-    void add_buffers(StateDict<T>& state) const override;
+    void visit_masks(const typename BasicModule<T>::MaskVisitor& visit) const override;
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
