@@ -27,6 +27,8 @@ def test_it_begins_with_the_chosen_head(open_page, model_page):
     page = open_page(model_page("--head", "2", "--query", ">"))
     assert page.evaluate("[qkv.state.head, qkv.state.query]") == [1, 6]
     assert page.locator("#stage-title").inner_text() == "layer 1"
+    facts = page.locator("#stage-facts").inner_text()
+    assert " · reverse.safetensors · After > the model expects b " in facts
     assert "seed" not in page.locator("body").inner_text()
     assert "head=" not in page.evaluate("location.hash")  # what the page begins with anyway
     page.keyboard.press("[")
