@@ -293,7 +293,8 @@ TEST_P(DecodeRandom, AgreesWithTheOracle) {
             const oracle::Problem& p = test.dense[s];
             const oracle::Result exact = oracle::run(p, oracle::Arithmetic::exact);
             const oracle::Result plain = oracle::run(p, support::arithmetic(test.dtype));
-            support::expect_rule("out", test.part(out, s, p.value_dim), exact.out, plain.out, test.dtype, exact.out_size);
+            support::expect_rule("out", test.part(out, s, p.value_dim), exact.out, plain.out, test.dtype,
+                                 exact.out_size);
             support::expect_rule("lse", test.part(lse, s, 1), exact.lse_with_sink, plain.lse_with_sink, test.compute,
                                  exact.lse_size);
             support::expect_rule("weights", test.part(weights, s, p.keys), exact.weights, plain.weights, test.dtype,

@@ -69,7 +69,7 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
              "; expected ", to_string(expected));
     }
     const std::int64_t rows = x.numel() / d_in();
-    const Sums sums = sums_for_weight(weight_.value.numel());
+    const Sums sums = gradient_sums_for_weight(weight_.value.numel());
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
     BasicTensor<T>& d_weight = weight_.accumulated();

@@ -39,6 +39,11 @@ enum class Sums {
     }
     return numbers > 64 ? Sums::in_double : Sums::in_double_plainly;
 }
+/// The same for gradients, of which there are twice as many products: from the size of a small model on, as `qkv train`
+/// makes it, a step waits for them.
+[[nodiscard]] constexpr Sums gradient_sums_for_weight(std::int64_t numbers) noexcept {
+    return numbers >= 64 * 64 ? Sums::own_type : sums_for_weight(numbers);
+}
 
 /// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.
 template <class T>
