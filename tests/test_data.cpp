@@ -130,6 +130,15 @@ TEST(TaskDataLimits, AreNamed) {
         EXPECT_ERROR(TaskData(Task::copy, context, tokenizer), ErrorCode::invalid_argument, "expected for a task");
     }
     EXPECT_EQ(TaskData(Task::copy, 12, tokenizer).fingerprint(), "task copy of 6 letters");
+    std::vector<text::BpeTokenizer::Merge> merges;  // of every two letters
+    for (std::int64_t first = 'a'; first <= 'p'; ++first) {
+        for (std::int64_t second = 'a'; second <= 'p'; ++second) {
+            merges.emplace_back(first, second);
+        }
+    }
+    const text::BpeTokenizer joining(std::move(merges));
+    EXPECT_ERROR((void)TaskData(Task::copy, 12, joining).validation(1), ErrorCode::invalid_argument,
+                 "expected a token a letter");
 }
 
 TEST(ReadText, JoinsFilesAndRefusesWhatIsNoText) {

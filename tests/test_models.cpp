@@ -154,6 +154,18 @@ TEST(Trainer, SaysWhereTheFirstNonFiniteNumberIs) {
     EXPECT_ERROR(broken("trf_blocks.0.norm1.scale", 3e38F), ErrorCode::out_of_range, "is trf_blocks.0.att.inputs");
 }
 
+TEST(Trainer, KeepsTheFileRatherThanSaveWhatIsNotFinite) {
+    const test::TemporaryDirectory directory;
+    Setting setting;
+    const Trainer trainer(setting.model, setting.data, kOptions, setting.generator);
+    trainer.save(directory / "file");
+    const StateDict<float> saved = read_model_file(directory / "file").tensors;
+    setting.model.gpt.parameters().front().second->value.data()[3] = std::numeric_limits<float>::infinity();
+    EXPECT_ERROR(trainer.save(directory / "file"), ErrorCode::out_of_range,
+                 "after step 0 the tensor tok_emb.weight is not finite");
+    EXPECT_EQ(read_model_file(directory / "file").tensors, saved);
+}
+
 TEST(Trainer, RefusesOptionsOutOfRange) {
     Setting setting;
     const auto refused = [&](TrainOptions options, const char* part) {
@@ -311,6 +323,7 @@ TEST(Sample, RefusesNonsense) {
     EXPECT_ERROR(sample(logits, {.top_k = -1}, generator), ErrorCode::invalid_argument, "top_k is -1");
     EXPECT_ERROR(sample(logits, {.top_p = 0}, generator), ErrorCode::invalid_argument, "top_p is 0");
     EXPECT_ERROR(sample(logits, {.top_p = std::nan("")}, generator), ErrorCode::invalid_argument, "top_p is nan");
+    EXPECT_ERROR(sample({}, {}, generator), ErrorCode::shape_mismatch, "no logits");
     EXPECT_ERROR(sample(std::vector<float>{1, std::nanf("")}, {}, generator), ErrorCode::out_of_range,
                  "token 1 is nan");
 }

@@ -146,10 +146,10 @@ std::string prompt(const Subject& subject) {
         for (const std::int64_t id : some.ids) {
             const std::string character = subject.model->tokenizer->decode({&id, 1});
             const bool control = static_cast<unsigned char>(character.front()) < ' ';
-            if (control || beginning.size() >= kBytes) {
+            if (beginning.size() >= kBytes || (control && !beginning.empty())) {
                 break;
             }
-            beginning += character;
+            beginning += control ? "" : character;
         }
         return beginning;
     }

@@ -347,6 +347,24 @@ def test_quiet_and_terminal(qkv, text, tmp_path):
     assert shown.count("\r\x1b[Kstep ") >= 3
     assert "\r\x1b[Kstep 30/30 " in shown
     assert shown.endswith("\n")
+    assert "% right)" in shown and "tokens/s" in shown
+    for columns in (80, 40):  # a line that breaks is not renewed
+        out = tmp_path / str(columns)
+        process, master = start([str(qkv), "train", str(text), *TINY, "--steps", "30", "--out", str(out)], columns, {})
+        lines = re.findall(r"\r\x1b\[K([^\r\n]*)", read_all(master))
+        assert process.wait(TIMEOUT) == 0
+        assert len(lines) >= 3 and max(map(len, lines)) < columns
+    assert lines[-1].startswith("step 30/30  loss ")
+
+
+def test_in_the_background_it_stays_deaf_to_ctrl_c(qkv, text, tmp_path):
+    log = tmp_path / "log"
+    process = subprocess.Popen([qkv, "train", text, *TINY, "--steps", "400", "--save-every", "7", "--quiet", "--log", log, "--out",
+                                tmp_path / "m"], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    wait_for_steps(log, 20, process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT) == 0
+    assert len(load_file(tmp_path / "m")["training.losses"]) == 400
 
 
 @pytest.mark.parametrize("task", ["copy", "reverse"])
