@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "nn/matrix_product.hpp"
+#include "qkv/tensor.hpp"
 
 namespace {
 
@@ -30,11 +31,11 @@ double now() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::vector<float> normals(std::int64_t count) {
+qkv::Tensor normals(std::int64_t count) {
     std::mt19937_64 random(static_cast<std::uint64_t>(count));
     std::normal_distribution<float> normal;
-    std::vector<float> values(static_cast<std::size_t>(count));
-    std::ranges::generate(values, [&] { return normal(random); });
+    qkv::Tensor values({count});
+    std::ranges::generate(values.values(), [&] { return normal(random); });
     return values;
 }
 
@@ -91,10 +92,11 @@ int main(int argc, char** argv) {
         return usage();
     }
     const qkv::Runtime runtime(threads);
-    const std::vector<float> x = normals(m * k);
-    const std::vector<float> w = normals(n * k);
-    const std::vector<float> d_y = normals(m * n);
-    std::vector<float> out(static_cast<std::size_t>(std::max({m * n, m * k, n * k})));
+    // Tensors, as layers have them: large ones lie in large pages.
+    const qkv::Tensor x = normals(m * k);
+    const qkv::Tensor w = normals(n * k);
+    const qkv::Tensor d_y = normals(m * n);
+    qkv::Tensor out({std::max({m * n, m * k, n * k})});
     const auto x_rows = row_major(x.data(), k);
     const auto w_rows = row_major(w.data(), k);
     const auto d_rows = row_major(d_y.data(), n);

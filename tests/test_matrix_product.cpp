@@ -8,6 +8,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "nn/matrix_product.hpp"
@@ -91,8 +92,9 @@ void check_product(const Shape3& shape, Form form, bool add, bool with_bias, Sum
     multiply(product, runtime);
 
     const auto unit = static_cast<long double>(std::numeric_limits<T>::epsilon()) / 2;
-    const bool exact = sums != Sums::own_type && sizeof(T) == 4;
-    const std::int64_t longest_chain = std::min(shape.k, kChunk) + shape.k / kChunk;
+    const bool exact = sums == Sums::in_double && sizeof(T) == 4;
+    const std::int64_t chunk = sums == Sums::short_chains ? kShortChunk : kChunk;
+    const std::int64_t longest_chain = std::min(shape.k, chunk) + shape.k / chunk;
     const auto depth = static_cast<long double>(longest_chain);
     for (std::int64_t row = 0; row < shape.m; ++row) {
         for (std::int64_t column = 0; column < shape.n; ++column) {
@@ -142,19 +144,19 @@ TEST_P(MatrixProduct, IsTheProductOverManyChunksAndBlocks) {
         for (const Shape3& shape : {Shape3{930, 35, 40}, Shape3{3, 130, kChunk}, Shape3{17, 33, 2 * kChunk + 1},
                                     Shape3{1, 200, 3 * kChunk - 1}, Shape3{1800, 3, 2}}) {
             ASSERT_NO_FATAL_FAILURE(
-                check_product<float>(shape, form, true, true, Sums::own_type, runtime, Guarded::Side::end));
+                check_product<float>(shape, form, true, true, Sums::long_chains, runtime, Guarded::Side::end));
             ASSERT_NO_FATAL_FAILURE(
-                check_product<double>(shape, form, false, true, Sums::own_type, runtime, Guarded::Side::end));
+                check_product<double>(shape, form, false, true, Sums::long_chains, runtime, Guarded::Side::end));
         }
     }
 }
 
 TEST_P(MatrixProduct, OfNothingIsTheBias) {
     const Runtime runtime(1, GetParam());
-    check_product<float>({3, 40, 0}, Form::rows_by_rows, false, true, Sums::own_type, runtime, Guarded::Side::end);
-    check_product<float>({3, 40, 0}, Form::rows_by_rows, true, false, Sums::in_double, runtime, Guarded::Side::end);
-    check_product<float>({0, 40, 3}, Form::rows_by_rows, true, false, Sums::own_type, runtime, Guarded::Side::end);
-    check_product<float>({3, 0, 40}, Form::rows_by_rows, true, false, Sums::in_double, runtime, Guarded::Side::end);
+    check_product<float>({3, 40, 0}, Form::rows_by_rows, false, true, Sums::long_chains, runtime, Guarded::Side::end);
+    check_product<float>({3, 40, 0}, Form::rows_by_rows, true, false, Sums::short_chains, runtime, Guarded::Side::end);
+    check_product<float>({0, 40, 3}, Form::rows_by_rows, true, false, Sums::long_chains, runtime, Guarded::Side::end);
+    check_product<float>({3, 0, 40}, Form::rows_by_rows, true, false, Sums::short_chains, runtime, Guarded::Side::end);
 }
 
 TEST_P(MatrixProduct, HasTheSameBitsForAnyThreads) {
@@ -177,8 +179,12 @@ TEST_P(MatrixProduct, HasTheSameBitsForAnyThreads) {
 /// A row on its own, and a few, have the bits that they have among all.
 TEST_P(MatrixProduct, OfARowHasTheSameBitsInAnyBatch) {
     const Runtime runtime(2, GetParam());
-    for (const Sums sums : {Sums::own_type, Sums::in_double, Sums::in_double_plainly}) {
-        const Problem<float> problem({1000, 77, 600}, Form::rows_by_rows, 6);
+    for (const auto& [sums, terms] : {std::pair{Sums::long_chains, std::int64_t{600}},
+                                      {Sums::long_chains, 200},
+                                      {Sums::short_chains, 600},
+                                      {Sums::short_chains, 70},
+                                      {Sums::in_double, 600}}) {
+        const Problem<float> problem({1000, 77, terms}, Form::rows_by_rows, 6);
         Product<float> whole = problem.product();
         whole.bias = problem.bias.data;
         whole.sums = sums;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,6 +24,36 @@ using Shape = std::vector<std::int64_t>;
 /// Number of elements of `shape`. Throws Error(out_of_range) on a negative size or an overflowing product.
 [[nodiscard]] std::int64_t element_count(const Shape& shape);
 
+namespace detail {
+
+[[nodiscard]] void* allocate_elements(std::size_t bytes);
+void free_elements(void* memory, std::size_t bytes) noexcept;
+
+/// Memory of tensors. Elements that are given no value have none, so that a result which is written whole anyway is not
+/// written twice.
+template <class T>
+struct ElementAllocator {
+    using value_type = T;
+
+    ElementAllocator() = default;
+    template <class U>
+    ElementAllocator(const ElementAllocator<U>& /*other*/) noexcept {}  // NOLINT(google-explicit-constructor)
+
+    [[nodiscard]] T* allocate(std::size_t count) { return static_cast<T*>(allocate_elements(count * sizeof(T))); }
+    void deallocate(T* memory, std::size_t count) noexcept { free_elements(memory, count * sizeof(T)); }
+    template <class U>
+    void construct(U* element) noexcept {
+        ::new (static_cast<void*>(element)) U;
+    }
+    template <class U, class... Values>
+    void construct(U* element, Values&&... values) {
+        ::new (static_cast<void*>(element)) U(std::forward<Values>(values)...);
+    }
+    friend bool operator==(const ElementAllocator&, const ElementAllocator&) = default;
+};
+
+}  // namespace detail
+
 /// Owning row-major tensor of float or double.
 template <class T>
 class BasicTensor {
@@ -33,7 +64,9 @@ public:
     /// Zeros of `shape`.
     explicit BasicTensor(Shape shape);
     /// `values` in row-major order; their number must be element_count(shape).
-    BasicTensor(Shape shape, std::vector<T> values);
+    BasicTensor(Shape shape, const std::vector<T>& values);
+    /// Elements of any value, for who writes all of them before anyone reads one.
+    [[nodiscard]] static BasicTensor unwritten(Shape shape);
 
     [[nodiscard]] const Shape& shape() const noexcept { return shape_; }
     [[nodiscard]] std::int64_t rank() const noexcept { return static_cast<std::int64_t>(shape_.size()); }
@@ -71,6 +104,11 @@ public:
     friend bool operator==(const BasicTensor&, const BasicTensor&) = default;
 
 private:
+    using Elements = std::vector<T, detail::ElementAllocator<T>>;
+
+    /// Throws where their numbers differ.
+    [[nodiscard]] static BasicTensor joined(Shape shape, Elements elements);
+
     template <class... Index>
     [[nodiscard]] std::int64_t offset(Index... index) const noexcept {
         std::int64_t flat = 0;
@@ -80,7 +118,7 @@ private:
     }
 
     Shape shape_;
-    std::vector<T> data_;
+    Elements data_;
 };
 
 using Tensor = BasicTensor<float>;

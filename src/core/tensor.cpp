@@ -1,5 +1,9 @@
 #include "qkv/tensor.hpp"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <new>
 
@@ -36,30 +40,82 @@ std::int64_t element_count(const Shape& shape) {
     return count;
 }
 
+namespace detail {
+
 namespace {
 
-template <class T>
-std::vector<T> zeros(const Shape& shape) {
+/// The size of a huge page wherever there are any. The products of a layer walk down columns of rows that are kilobytes
+/// apart; with pages of 4 KiB the address of every other number is looked up anew.
+constexpr std::size_t kHugePage = std::size_t{2} << 20U;
+constexpr std::size_t kCacheLine = 64;
+
+std::align_val_t alignment_of(std::size_t bytes) {
+    return std::align_val_t(bytes < kHugePage ? kCacheLine : kHugePage);
+}
+
+}  // namespace
+
+void* allocate_elements(std::size_t bytes) {
+    void* const memory = ::operator new(bytes, alignment_of(bytes));
+#if defined(__linux__)
+    if (bytes >= kHugePage) {  // a wish: where it is not granted the pages are small
+        (void)::madvise(memory, bytes, MADV_HUGEPAGE);
+    }
+#endif
+    return memory;
+}
+
+void free_elements(void* memory, std::size_t bytes) noexcept { ::operator delete(memory, alignment_of(bytes)); }
+
+}  // namespace detail
+
+namespace {
+
+/// `make(count)`, or an error that says what does not fit.
+template <class T, class Make>
+auto allocated(const Shape& shape, const Make& make) {
     const std::int64_t count = element_count(shape);
     try {
-        return std::vector<T>(static_cast<std::size_t>(count));
+        return make(static_cast<std::size_t>(count));
     } catch (const std::exception&) {  // bad_alloc and length_error both mean: it does not fit
         fail(ErrorCode::out_of_memory, "no memory for a tensor of shape ", to_string(shape), " (", count, " × ",
              sizeof(T), " bytes)");
     }
 }
 
+void check_count(const Shape& shape, std::size_t values) {
+    const std::int64_t count = element_count(shape);
+    if (count != static_cast<std::int64_t>(values)) {
+        fail(ErrorCode::shape_mismatch, "tensor of shape ", to_string(shape), " needs ", count, " values, got ",
+             values);
+    }
+}
+
 }  // namespace
 
 template <class T>
-BasicTensor<T>::BasicTensor(Shape shape) : shape_(std::move(shape)), data_(zeros<T>(shape_)) {}
+BasicTensor<T>::BasicTensor(Shape shape)
+    : shape_(std::move(shape)), data_(allocated<T>(shape_, [](std::size_t count) { return Elements(count, T{0}); })) {}
 
 template <class T>
-BasicTensor<T>::BasicTensor(Shape shape, std::vector<T> values) : shape_(std::move(shape)), data_(std::move(values)) {
-    if (element_count(shape_) != numel()) {
-        fail(ErrorCode::shape_mismatch, "tensor of shape ", to_string(shape_), " needs ", element_count(shape_),
-             " values, got ", numel());
-    }
+BasicTensor<T>::BasicTensor(Shape shape, const std::vector<T>& values) : shape_(std::move(shape)) {
+    check_count(shape_, values.size());
+    data_ = allocated<T>(shape_, [&values](std::size_t) { return Elements(values.begin(), values.end()); });
+}
+
+template <class T>
+BasicTensor<T> BasicTensor<T>::unwritten(Shape shape) {
+    Elements elements = allocated<T>(shape, [](std::size_t count) { return Elements(count); });
+    return joined(std::move(shape), std::move(elements));
+}
+
+template <class T>
+BasicTensor<T> BasicTensor<T>::joined(Shape shape, Elements elements) {
+    check_count(shape, elements.size());
+    BasicTensor tensor;
+    tensor.shape_ = std::move(shape);
+    tensor.data_ = std::move(elements);
+    return tensor;
 }
 
 template <class T>
@@ -85,12 +141,12 @@ std::span<const T> BasicTensor<T>::row(std::int64_t row) const {
 
 template <class T>
 BasicTensor<T> BasicTensor<T>::reshaped(Shape shape) const& {
-    return BasicTensor(std::move(shape), data_);
+    return joined(std::move(shape), data_);
 }
 
 template <class T>
 BasicTensor<T> BasicTensor<T>::reshaped(Shape shape) && {
-    return BasicTensor(std::move(shape), std::move(data_));
+    return joined(std::move(shape), std::move(data_));
 }
 
 template <class T>
@@ -98,7 +154,7 @@ BasicTensor<T> BasicTensor<T>::transposed() const {
     if (rank() != 2) {
         fail(ErrorCode::shape_mismatch, "transposed: expected rank 2, got shape ", to_string(shape_));
     }
-    BasicTensor swapped({shape_[1], shape_[0]});
+    BasicTensor swapped = unwritten({shape_[1], shape_[0]});
     for (std::int64_t row = 0; row < shape_[0]; ++row) {
         for (std::int64_t column = 0; column < shape_[1]; ++column) {
             swapped(column, row) = (*this)(row, column);

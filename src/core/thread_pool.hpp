@@ -1,6 +1,7 @@
 // Threads that help whoever asks.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
@@ -14,6 +15,9 @@ namespace qkv {
 /// Jobs wait in a line; a helper takes one task at a time from the first that has any left. Whoever posts a job works
 /// on it too and so never waits for a helper to come: calls from several threads, and from inside tasks, cannot block
 /// each other.
+///
+/// Who has nothing to do watches for a moment before it sleeps: a layer's next job comes within microseconds, and
+/// waking a thread takes tens of them.
 class ThreadPool {
 public:
     using Body = std::function<void(std::int64_t)>;
@@ -37,7 +41,7 @@ private:
         const Body* body = nullptr;
         std::int64_t tasks = 0;
         std::int64_t taken = 0;
-        std::int64_t ended = 0;
+        std::atomic<std::int64_t> ended = 0;  // written with the mutex held, as all of this; watched without
         std::exception_ptr error;
         std::condition_variable done;
         Job* next = nullptr;
@@ -45,13 +49,17 @@ private:
 
     void help();
     void stop() noexcept;
+    /// Returns when ready() or when it is time to sleep.
+    template <class Ready>
+    void watch(const Ready& ready) const;
     /// Runs the job's next task; `lock` is held before and after. The job leaves the line with its last task.
     void run_one(Job& job, std::unique_lock<std::mutex>& lock);
 
     std::mutex mutex_;
     std::condition_variable posted_;
-    Job* first_ = nullptr;
-    bool stopping_ = false;
+    std::atomic<Job*> first_ = nullptr;  // written with the mutex held; watched without
+    std::atomic<bool> stopping_ = false;
+    bool watches_;  // not where threads outnumber processors: it would hold up those who work
     int process_;
     ThreadPool* abandoned_;
     std::vector<std::thread> helpers_;

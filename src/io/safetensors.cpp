@@ -17,7 +17,7 @@ BasicTensor<T> read_tensor(const ByteSource& source, const SafetensorsHeader& he
         fail(ErrorCode::unsupported, source.name(), ": tensor ", quote(info.name), " has type ", to_string(info.dtype),
              ", which cannot be read; expected BOOL, an integer type, F16, BF16, F32 or F64");
     }
-    BasicTensor<T> tensor(info.shape);
+    BasicTensor<T> tensor = BasicTensor<T>::unwritten(info.shape);
     const std::span<T> values = tensor.values();
     const std::uint64_t begin = header.data_begin + info.begin;
     if (stores<T>(info.dtype)) {

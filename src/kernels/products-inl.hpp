@@ -175,9 +175,10 @@ HWY_INLINE void FinishTile(Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c
         sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::StoreU(sum, d, c + r * c_stride + j); });
 }
 
-template <class A, unsigned kRows, unsigned kColumns>
-void MultiplyTile(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t columns, std::int64_t inner,
-                  const Finish<A>& finish) {
+/// kPacked: left's rows lie side by side, kTallest of them; the compiler then knows every address.
+template <class A, bool kPacked, unsigned kRows, unsigned kColumns>
+void MultiplyTile(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t columns,
+                  std::int64_t inner, const Finish<A>& finish) {
     Vec<A> sums[kRows][kColumns];
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
@@ -189,22 +190,23 @@ void MultiplyTile(A* c, std::int64_t c_stride, const A* left, const A* right, st
         __builtin_prefetch(c + r * c_stride, 1);
         __builtin_prefetch(c + r * c_stride + columns - 1, 1);
     }
-    MultiplyInto<A, kRows, kColumns>(sums, {left, 1, kTallest}, right, kWidest * kWidth<A>, inner);
+    const Left<A> rows = kPacked ? Left<A>{left.data, 1, kTallest} : Left<A>{left.data, left.row_step, left.term_step};
+    MultiplyInto<A, kRows, kColumns>(sums, rows, right, kWidest * kWidth<A>, inner);
     FinishTile<A, kRows, kColumns>(sums, c, c_stride, columns, finish);
 }
 
 /// All rows; the last ones, fewer than a panel has, in tiles of 8, 4, 2 and 1.
-template <class A, unsigned kColumns, unsigned kRows = kTallest>
-void MultiplyTiles(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows, std::int64_t columns,
+template <class A, bool kPacked, unsigned kColumns, unsigned kRows = kTallest>
+void MultiplyTiles(A* c, std::int64_t c_stride, Panels<A> left, const A* right, std::int64_t rows, std::int64_t columns,
                    std::int64_t inner, const Finish<A>& finish) {
     for (; rows >= kRows; rows -= kRows) {
-        MultiplyTile<A, kRows, kColumns>(c, c_stride, left, right, columns, inner, finish);
+        MultiplyTile<A, kPacked, kRows, kColumns>(c, c_stride, left, right, columns, inner, finish);
         c += kRows * c_stride;
-        left += kRows == kTallest ? kTallest * inner : kRows;
+        left.data += kRows == kTallest ? left.panel_step : kRows * left.row_step;
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyTiles<A, kColumns,
+            MultiplyTiles<A, kPacked, kColumns,
                           (kRows > 8   ? 8
                            : kRows > 4 ? 4
                                        : kRows / 2)>(c, c_stride, left, right, rows, columns, inner, finish);
@@ -213,10 +215,13 @@ void MultiplyTiles(A* c, std::int64_t c_stride, const A* left, const A* right, s
 }
 
 template <class A>
-void MultiplyPanel(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows, std::int64_t columns,
-                   std::int64_t inner, const Finish<A>& finish) {
+void MultiplyPanel(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t rows,
+                   std::int64_t columns, std::int64_t inner, const Finish<A>& finish) {
     static_assert(kWidest == 2);
-    const auto tiles = columns > kWidth<A> ? MultiplyTiles<A, 2> : MultiplyTiles<A, 1>;
+    const bool wide = columns > kWidth<A>;
+    const auto tiles = left.row_step == 1 && left.term_step == kTallest
+                           ? (wide ? MultiplyTiles<A, true, 2> : MultiplyTiles<A, true, 1>)
+                           : (wide ? MultiplyTiles<A, false, 2> : MultiplyTiles<A, false, 1>);
     tiles(c, c_stride, left, right, rows, columns, inner, finish);
 }
 

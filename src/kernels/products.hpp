@@ -1,8 +1,9 @@
 // Products of large matrices: what of them depends on the instruction set. Blocking and threads are nn's
 // (nn/matrix_product.hpp).
 //
-// A tile of c, kTallest rows by a panel's columns, stays in registers while the chunk of `inner` passes by. Both
-// operands come packed, so that this walk is along memory whatever the matrices' own layouts are.
+// A tile of c, kTallest rows by a panel's columns, stays in registers while the chunk of `inner` passes by. Operands
+// come packed, so that this walk is along memory whatever the matrices' own layouts are, but for a left one whose rows
+// are so short that they do as they lie.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,16 @@ struct Strided {
     }
 };
 
+/// Rows of a left operand, in panels: term i of row r of panel p at data[p · panel_step + r · row_step + i ·
+/// term_step].
+template <class A>
+struct Panels {
+    const A* data = nullptr;
+    std::int64_t panel_step = 0;
+    std::int64_t row_step = 0;
+    std::int64_t term_step = 0;
+};
+
 /// What a finished sum meets on its way into c.
 template <class A>
 struct Finish {
@@ -40,10 +51,10 @@ struct Products {
     /// to (columns, width) ← fromᵀ: `rows` (at most `width`) numbers of each column side by side, the rest of a line 0.
     /// One of `from`'s steps is 1. `to` is aligned to a cache line.
     void (*pack)(A* to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns);
-    /// c (rows, c_stride) ← finish(left · right) in `columns` (at most right_width) columns: panels of `left`, each
-    /// (inner, left_width), one after another, and one panel of `right`, (inner, right_width). An element's sum is one
-    /// chain in the order of `inner`, begun at 0.
-    void (*multiply)(A* c, std::int64_t c_stride, const A* left, const A* right, std::int64_t rows,
+    /// c (rows, c_stride) ← finish(left · right) in `columns` (at most right_width) columns: panels of `left`, of which
+    /// one of the two steps is 1, and one panel of `right`, (inner, right_width), packed. An element's sum is one chain
+    /// in the order of `inner`, begun at 0.
+    void (*multiply)(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t rows,
                      std::int64_t columns, std::int64_t inner, const Finish<A>& finish);
     /// sums (columns) += the `rows` rows of from (rows, stride), added up from the first to the last.
     void (*add_rows)(double* sums, const A* from, std::int64_t stride, std::int64_t rows, std::int64_t columns);

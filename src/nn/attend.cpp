@@ -40,7 +40,7 @@ BasicTensor<T> repeated(const BasicTensor<T>& x, std::int64_t times) {
     if (times == 1) {
         return x;
     }
-    BasicTensor<T> all({x.size(0) * times, x.size(1), x.size(2)});
+    BasicTensor<T> all = BasicTensor<T>::unwritten({x.size(0) * times, x.size(1), x.size(2)});
     const std::int64_t count = x.size(1) * x.size(2);
     for (std::int64_t n = 0; n < all.size(0); ++n) {
         std::copy_n(x.data() + n / times * count, count, all.data() + n * count);
@@ -127,8 +127,8 @@ void attend(Remembered<T>& memory, AttendOptions options, const Pass<T>& pass) {
     turn(memory, pass.trace);
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
-    memory.context = BasicTensor<T>({batch, tokens, memory.values.size(2) / kv_heads * heads});
-    memory.lse = BasicTensor<T>({batch, heads, tokens, 1});
+    memory.context = BasicTensor<T>::unwritten({batch, tokens, memory.values.size(2) / kv_heads * heads});
+    memory.lse = BasicTensor<T>::unwritten({batch, heads, tokens, 1});
     attention(heads_of(std::as_const(memory.queries), heads), heads_of(std::as_const(memory.keys), kv_heads),
               heads_of(std::as_const(memory.values), kv_heads), heads_of(memory.context, heads),
               function_options(memory), {.lse = per_row(memory.lse.data(), batch, heads, tokens)}, *memory.runtime);
@@ -141,8 +141,9 @@ template <class T>
 ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context) {
     const std::int64_t heads = memory.options.heads;
     const std::int64_t kv_heads = memory.options.kv_heads;
-    ProjectionGradients<T> gradients{BasicTensor<T>(memory.queries.shape()), BasicTensor<T>(memory.keys.shape()),
-                                     BasicTensor<T>(memory.values.shape())};
+    ProjectionGradients<T> gradients{BasicTensor<T>::unwritten(memory.queries.shape()),
+                                     BasicTensor<T>::unwritten(memory.keys.shape()),
+                                     BasicTensor<T>::unwritten(memory.values.shape())};
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
     attention_backward(

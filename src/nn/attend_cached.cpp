@@ -46,7 +46,7 @@ void attend_cached(Remembered<T>& memory, AttendOptions options, std::int64_t co
         cache.append(batch, keys, values);
     }
 
-    memory.context = BasicTensor<T>(memory.queries.shape());
+    memory.context = BasicTensor<T>::unwritten(memory.queries.shape());
     AttentionExtras extras;
     BasicTensor<T> masked;
     BasicTensor<T> weights;

@@ -33,7 +33,7 @@ template <class T>
 BasicTensor<T> embedding(std::span<const std::int64_t> ids, const BasicTensor<T>& table, const Runtime& runtime) {
     check_ids(ids, table.size(0));
     const std::int64_t width = table.size(1);
-    BasicTensor<T> rows({static_cast<std::int64_t>(ids.size()), width});
+    BasicTensor<T> rows = BasicTensor<T>::unwritten({static_cast<std::int64_t>(ids.size()), width});
     for_runs(runtime, rows.size(0), width, [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t i = begin; i < end; ++i) {
             std::copy_n(table.data() + ids[static_cast<std::size_t>(i)] * width, width, rows.data() + i * width);

@@ -12,7 +12,7 @@ template <class T>
 BasicTensor<T> gelu(const BasicTensor<T>& x, Gelu form, const Runtime& runtime) {
     const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
     const auto apply = form == Gelu::erf ? kernels.gelu_erf : kernels.gelu_tanh;
-    BasicTensor<T> y(x.shape());
+    BasicTensor<T> y = BasicTensor<T>::unwritten(x.shape());
     for_runs(runtime, x.numel(), 1,
              [&](std::int64_t begin, std::int64_t end) { apply(y.data() + begin, x.data() + begin, end - begin); });
     return y;

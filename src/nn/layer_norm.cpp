@@ -43,7 +43,7 @@ template <class T>
 BasicTensor<T> BasicLayerNorm<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
     check_rows(x, width());
     const auto normalise = kernels::layers<T>(runtime.instruction_set()).layer_norm;
-    BasicTensor<T> y(x.shape());
+    BasicTensor<T> y = BasicTensor<T>::unwritten(x.shape());
     for_runs(runtime, x.numel() / width(), width(), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
             normalise(y.data() + row * width(), x.data() + row * width(), scale_.value.data(), shift_.value.data(),
@@ -61,7 +61,7 @@ BasicTensor<T> BasicLayerNorm<T>::backward(const BasicTensor<T>& x, const BasicT
              "; expected ", to_string(x.shape()));
     }
     const auto back = kernels::layers<T>(runtime.instruction_set()).layer_norm_backward;
-    BasicTensor<T> d_x(x.shape());
+    BasicTensor<T> d_x = BasicTensor<T>::unwritten(x.shape());
     const std::int64_t rows = x.numel() / width();
     const std::int64_t run = rows_per_task(width());
     // Each task adds up its own rows; the tasks' sums are then added in their order, whoever ran them.

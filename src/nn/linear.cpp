@@ -49,7 +49,7 @@ BasicLinear<T>::BasicLinear(std::int64_t d_in, std::int64_t d_out, bool with_bia
 
 template <class T>
 BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& runtime) const {
-    BasicTensor<T> y(output_shape(x, d_in(), d_out()));
+    BasicTensor<T> y = BasicTensor<T>::unwritten(output_shape(x, d_in(), d_out()));
     multiply<T>({.m = x.numel() / d_in(),
                  .n = d_out(),
                  .k = d_in(),
@@ -85,7 +85,7 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
     if (bias_) {
         add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);
     }
-    BasicTensor<T> d_x(x.shape());
+    BasicTensor<T> d_x = BasicTensor<T>::unwritten(x.shape());
     multiply<T>({.m = rows,
                  .n = d_in(),
                  .k = d_out(),

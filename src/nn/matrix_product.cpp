@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <memory>
 #include <new>
-#include <type_traits>
 
 #include "core/check.hpp"
 #include "nn/rows.hpp"
@@ -42,6 +41,13 @@ std::unique_ptr<T, FreeAligned> packing_room(std::int64_t count) {
 constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_divide(a, b) * b; }
 
+/// Whether the rows of a, as they lie, are as good as packed ones: a few, one after another, that the first-level cache
+/// holds.
+template <class T>
+bool lies_packed(const Strided<T>& a, std::int64_t k) {
+    return a.column_step == 1 && a.row_step == k && k <= kChunk;
+}
+
 /// A block of c, all of k.
 ///
 ///     left panels (rows, chunk), packed as many chunks at a time as fit the second-level cache
@@ -52,19 +58,23 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 template <class T>
 void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, std::int64_t first_row, std::int64_t rows,
                     std::int64_t first_column, std::int64_t columns) {
+    const std::int64_t chunk = p.sums == Sums::short_chains ? kShortChunk : kChunk;
+    const bool in_place = lies_packed(p.a, p.k);
     const std::int64_t height = round_up(rows, kernels.left_width);
-    const std::int64_t span = std::min(p.k, std::max<std::int64_t>(1, kMostRows / height) * kChunk);
-    const auto room = packing_room<T>(round_up(height * span, 64) + kernels.right_width * std::min(span, kChunk));
-    T* const left = room.get();
-    T* const right = left + round_up(height * span, 64);
+    const std::int64_t span =
+        in_place ? p.k : std::min(p.k, std::max<std::int64_t>(1, kMostRows * kChunk / (height * chunk)) * chunk);
+    const std::int64_t left_room = in_place ? 0 : round_up(height * span, 64);
+    const auto room = packing_room<T>(left_room + kernels.right_width * std::min(span, chunk));
+    T* const packed = room.get();
+    T* const right = packed + left_room;
     const Strided<T> b = p.b.transposed();
     std::int64_t begin = 0;
     do {  // once even where k is 0: c = 0 + bias
         const std::int64_t end = std::min(p.k, begin + span);
-        for (std::int64_t at = begin; at < end; at += kChunk) {
-            const std::int64_t depth = std::min(kChunk, end - at);
+        for (std::int64_t at = begin; at < end && !in_place; at += chunk) {
+            const std::int64_t depth = std::min(chunk, end - at);
             for (std::int64_t row = 0; row < rows; row += kernels.left_width) {
-                kernels.pack(left + (at - begin) * height + row * depth, kernels.left_width,
+                kernels.pack(packed + (at - begin) * height + row * depth, kernels.left_width,
                              p.a.from(first_row + row, at), std::min(kernels.left_width, rows - row), depth);
             }
         }
@@ -73,10 +83,15 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
             T* const c = p.c + first_row * p.n + first_column + column;
             std::int64_t at = begin;
             do {
-                const std::int64_t depth = std::min(kChunk, end - at);
+                const std::int64_t depth = std::min(chunk, end - at);
                 kernels.pack(right, kernels.right_width, b.from(first_column + column, at), width, depth);
                 const bool last = at + depth == p.k;
-                kernels.multiply(c, p.n, left + (at - begin) * height, right, rows, width, depth,
+                const kernels::Panels<T> left =
+                    in_place ? kernels::Panels<T>{p.a.from(first_row, at).data, kernels.left_width * p.a.row_step,
+                                                  p.a.row_step, 1}
+                             : kernels::Panels<T>{packed + (at - begin) * height, kernels.left_width * depth, 1,
+                                                  kernels.left_width};
+                kernels.multiply(c, p.n, left, right, rows, width, depth,
                                  {.add = p.add || at > 0,
                                   .bias = last && p.bias != nullptr ? p.bias + first_column + column : nullptr});
                 at += depth;
@@ -109,40 +124,6 @@ void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     });
 }
 
-void widen(double* to, const float* from, std::int64_t count, const Runtime& runtime) {
-    for_runs(runtime, count, 1, [to, from](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin; i < end; ++i) {
-            to[i] = static_cast<double>(from[i]);
-        }
-    });
-}
-
-/// The same product of the same numbers as doubles, the result rounded.
-void multiply_in_double(const Product<float>& p, const Runtime& runtime) {
-    const std::int64_t a_size = p.m * p.k;
-    const std::int64_t b_size = p.k * p.n;
-    const auto room = packing_room<double>(a_size + b_size + p.m * p.n);
-    double* const a = room.get();
-    double* const b = a + a_size;
-    double* const c = b + b_size;
-    widen(a, p.a.data, a_size, runtime);
-    widen(b, p.b.data, b_size, runtime);
-    multiply_in_own_type<double>({.m = p.m,
-                                  .n = p.n,
-                                  .k = p.k,
-                                  .a = {a, p.a.row_step, p.a.column_step},
-                                  .b = {b, p.b.row_step, p.b.column_step},
-                                  .c = c},
-                                 runtime);
-    for_runs(runtime, p.m, p.n, [&p, c](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t i = begin * p.n; i < end * p.n; ++i) {
-            const auto sum = static_cast<float>(c[i]);
-            p.c[i] = p.add ? p.c[i] + sum : sum;
-            p.c[i] = p.bias != nullptr ? p.c[i] + p.bias[i % p.n] : p.c[i];
-        }
-    });
-}
-
 template <class T>
 void multiply_plainly(const Product<T>& p) {
     for (std::int64_t row = 0; row < p.m; ++row) {
@@ -167,15 +148,9 @@ void multiply(const Product<T>& p, const Runtime& runtime) {
     if (p.m == 0 || p.n == 0) {
         return;
     }
-    if (p.sums == Sums::in_double_plainly) {
+    if (p.sums == Sums::in_double) {
         multiply_plainly(p);
         return;
-    }
-    if constexpr (std::is_same_v<T, float>) {
-        if (p.sums == Sums::in_double) {
-            multiply_in_double(p, runtime);
-            return;
-        }
     }
     multiply_in_own_type(p, runtime);
 }

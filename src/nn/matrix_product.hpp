@@ -22,27 +22,28 @@ template <class T>
 
 /// Terms of one chain of sums.
 inline constexpr std::int64_t kChunk = 256;
+/// Where more exact sums cost little: √16 + √(k / 16) roundings instead of √k, in the mean.
+inline constexpr std::int64_t kShortChunk = 16;
 
-/// How sums are kept. In double means rounded once: a float result is almost always the nearest one.
 enum class Sums {
-    own_type,
+    long_chains,
+    short_chains,
+    /// In double, rounded once, and without packing, which would take longer than the product.
     in_double,
-    /// In double, without packing, which would take longer than the product.
-    in_double_plainly,
 };
 
-/// How layers with a weight of so many numbers sum: in double where the product is too small for speed to matter. The
-/// weight decides and nothing else, so that a row has the same bits in any batch.
+/// How layers with a weight of so many numbers sum. The weight decides and nothing else, so that a row has the same
+/// bits in any batch.
 [[nodiscard]] constexpr Sums sums_for_weight(std::int64_t numbers) noexcept {
     if (numbers > 96 * 96) {
-        return Sums::own_type;
+        return Sums::long_chains;
     }
-    return numbers > 64 ? Sums::in_double : Sums::in_double_plainly;
+    return numbers > 64 ? Sums::short_chains : Sums::in_double;
 }
 /// The same for gradients, of which there are twice as many products: from the size of a small model on, as `qkv train`
 /// makes it, a step waits for them.
 [[nodiscard]] constexpr Sums gradient_sums_for_weight(std::int64_t numbers) noexcept {
-    return numbers >= 64 * 64 ? Sums::own_type : sums_for_weight(numbers);
+    return numbers >= 64 * 64 ? Sums::long_chains : sums_for_weight(numbers);
 }
 
 /// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.
@@ -56,7 +57,7 @@ struct Product {
     T* c = nullptr;
     const T* bias = nullptr;  ///< [n], added to each row; nullptr: none
     bool add = false;         ///< c += a b
-    Sums sums = Sums::own_type;
+    Sums sums = Sums::long_chains;
 };
 
 template <class T>
