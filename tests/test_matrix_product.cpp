@@ -93,8 +93,8 @@ void check_product(const Shape3& shape, Form form, bool add, bool with_bias, Sum
 
     const auto unit = static_cast<long double>(std::numeric_limits<T>::epsilon()) / 2;
     const bool exact = sums == Sums::in_double && sizeof(T) == 4;
-    const std::int64_t chunk = sums == Sums::short_chains ? kShortChunk : kChunk;
-    const std::int64_t longest_chain = std::min(shape.k, chunk) + shape.k / chunk;
+    const std::int64_t chain = sums == Sums::short_chains ? kShortChain : kChunk;
+    const std::int64_t longest_chain = std::min(shape.k, chain) + shape.k / chain;
     const auto depth = static_cast<long double>(longest_chain);
     for (std::int64_t row = 0; row < shape.m; ++row) {
         for (std::int64_t column = 0; column < shape.n; ++column) {

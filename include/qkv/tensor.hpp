@@ -30,7 +30,7 @@ namespace detail {
 void free_elements(void* memory, std::size_t bytes) noexcept;
 
 /// Memory of tensors. Elements that are given no value have none, so that a result which is written whole anyway is not
-/// written twice.
+/// written twice. Up to 64 MiB of what was freed last wait for the next tensors of the same sizes.
 template <class T>
 struct ElementAllocator {
     using value_type = T;

@@ -10,29 +10,15 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/instruction_set.hpp"
+#include "core/mersenne_twister.hpp"
+#include "kernels/draws.hpp"
 #include "qkv/random.hpp"
 
 namespace qkv {
 namespace {
 
-constexpr std::size_t kWords = 624;
-constexpr std::size_t kMiddle = 397;
-
-/// The recurrence: the high bit of one word and the rest of the next, shifted, onto a word further on.
-std::uint32_t twist(std::uint32_t word, std::uint32_t next, std::uint32_t further) {
-    const std::uint32_t joined = (word & 0x80000000U) | (next & 0x7FFFFFFFU);
-    return further ^ (joined >> 1U) ^ ((next & 1U) != 0 ? 0x9908B0DFU : 0U);
-}
-
-/// What is drawn of a word of the state.
-std::uint32_t tempered(std::uint32_t word) {
-    word ^= word >> 11U;
-    word ^= (word << 7U) & 0x9D2C5680U;
-    word ^= (word << 15U) & 0xEFC60000U;
-    return word ^ (word >> 18U);
-}
-
-constexpr std::uint64_t kLow53 = 0x1F'FFFF'FFFF'FFFFU;
+constexpr std::size_t kWords = kTwisterWords;
 
 template <class T>
 T unit_uniform(Generator& generator);
@@ -61,15 +47,8 @@ void Generator::manual_seed(std::uint64_t seed) {
     next_ = kWords;
 }
 
-/// Steps every word of the state once, in pieces that do not wrap around, so that the compiler can vectorise them.
 void Generator::refill() {
-    for (std::size_t i = 0; i < kWords - kMiddle; ++i) {
-        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle]);
-    }
-    for (std::size_t i = kWords - kMiddle; i < kWords - 1; ++i) {
-        state_[i] = twist(state_[i], state_[i + 1], state_[i + kMiddle - kWords]);
-    }
-    state_[kWords - 1] = twist(state_[kWords - 1], state_[0], state_[kMiddle - 1]);
+    kernels::draws(default_instruction_set()).refill(state_.data());
     next_ = 0;
 }
 
@@ -136,23 +115,19 @@ void Generator::bernoulli_(std::span<T> values, double probability) {
     if (!valid) {
         fail(ErrorCode::invalid_argument, "bernoulli_: probability is ", probability, "; expected 0 to 1");
     }
-    // A uniform double u/2⁵³ for every T: u/2⁵³ < p where u < ⌈p·2⁵³⌉. Two words each, in runs that the compiler can
-    // vectorise, since a training with dropout draws a number for every weight; a pair across a refill on its own.
+    // A uniform double u/2⁵³ for every T: u/2⁵³ < p where u < ⌈p·2⁵³⌉. Two words each, in runs, since a training with
+    // dropout draws a number for every weight; a pair across a refill on its own.
     const auto limit = static_cast<std::uint64_t>(std::ceil(probability * 0x1p53));
-    std::array<std::uint32_t, kWords> words{};
+    const auto keep = kernels::draws(default_instruction_set()).keep;
+    std::array<std::uint8_t, kWords / 2> kept{};
     for (std::size_t done = 0; done < values.size();) {
         const std::size_t pairs = std::min(values.size() - done, (kWords - next_) / 2);
-        for (std::size_t i = 0; i < 2 * pairs; ++i) {
-            words[i] = tempered(state_[next_ + i]);
-        }
-        for (std::size_t i = 0; i < pairs; ++i) {
-            const std::uint64_t drawn = (std::uint64_t{words[2 * i]} << 32U | words[2 * i + 1]) & kLow53;
-            values[done + i] = drawn < limit ? T{1} : T{0};
-        }
+        keep(kept.data(), state_.data() + next_, static_cast<std::int64_t>(pairs), limit);
+        std::copy_n(kept.begin(), pairs, values.begin() + static_cast<std::ptrdiff_t>(done));
         next_ += 2 * pairs;
         done += pairs;
         if (pairs == 0) {
-            values[done++] = (random64() & kLow53) < limit ? T{1} : T{0};
+            values[done++] = static_cast<T>((random64() & kLow53) < limit);
         }
     }
 }
@@ -168,6 +143,7 @@ template void Generator::uniform_(std::span<float>, double, double);
 template void Generator::uniform_(std::span<double>, double, double);
 template void Generator::bernoulli_(std::span<float>, double);
 template void Generator::bernoulli_(std::span<double>, double);
+template void Generator::bernoulli_(std::span<std::uint8_t>, double);
 template BasicTensor<float> Generator::rand(Shape);
 template BasicTensor<double> Generator::rand(Shape);
 

@@ -1,11 +1,6 @@
 #include "qkv/tensor.hpp"
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
-#include <new>
 
 #include "core/check.hpp"
 
@@ -39,35 +34,6 @@ std::int64_t element_count(const Shape& shape) {
     }
     return count;
 }
-
-namespace detail {
-
-namespace {
-
-/// The size of a huge page wherever there are any. The products of a layer walk down columns of rows that are kilobytes
-/// apart; with pages of 4 KiB the address of every other number is looked up anew.
-constexpr std::size_t kHugePage = std::size_t{2} << 20U;
-constexpr std::size_t kCacheLine = 64;
-
-std::align_val_t alignment_of(std::size_t bytes) {
-    return std::align_val_t(bytes < kHugePage ? kCacheLine : kHugePage);
-}
-
-}  // namespace
-
-void* allocate_elements(std::size_t bytes) {
-    void* const memory = ::operator new(bytes, alignment_of(bytes));
-#if defined(__linux__)
-    if (bytes >= kHugePage) {  // a wish: where it is not granted the pages are small
-        (void)::madvise(memory, bytes, MADV_HUGEPAGE);
-    }
-#endif
-    return memory;
-}
-
-void free_elements(void* memory, std::size_t bytes) noexcept { ::operator delete(memory, alignment_of(bytes)); }
-
-}  // namespace detail
 
 namespace {
 

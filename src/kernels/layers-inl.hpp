@@ -136,6 +136,47 @@ void GeluBackward(A* d, const A* x, std::int64_t count) {
     Map(d, count, typename Form::Slope(), static_cast<const A*>(d), x);
 }
 
+/// As many numbers as a vector holds doubles.
+HWY_INLINE Vec<double> LoadWide(const double* from) { return hn::LoadU(Tag<double>(), from); }
+HWY_INLINE Vec<double> LoadWide(const float* from) {
+    const hn::Rebind<float, Tag<double>> d;
+    return hn::PromoteTo(Tag<double>(), hn::LoadU(d, from));
+}
+HWY_INLINE void StoreWide(Vec<double> values, double* to) { hn::StoreU(values, Tag<double>(), to); }
+HWY_INLINE void StoreWide(Vec<double> values, float* to) {
+    const hn::Rebind<float, Tag<double>> d;
+    hn::StoreU(hn::DemoteTo(d, values), d, to);
+}
+
+/// visit(place, ones, load, store) for a row's places, a vector of doubles at a time. The last ones come in vectors
+/// that are not full: the other lanes load as 0, are not stored, and are 0 in `ones`.
+template <class Visit>
+HWY_INLINE void ForWide(std::int64_t width, const Visit& visit) {
+    const auto load = [](const auto* from) HWY_ATTR { return LoadWide(from); };
+    const auto store = [](Vec<double> values, auto* to) HWY_ATTR { StoreWide(values, to); };
+    std::int64_t i = 0;
+    for (; i + kWidth<double> <= width; i += kWidth<double>) {
+        visit(i, hn::Set(Tag<double>(), 1.0), load, store);
+    }
+    if (i < width) {
+        const std::int64_t count = width - i;
+        const auto there = hn::FirstN(Tag<double>(), static_cast<std::size_t>(count));
+        const auto load_some = [count]<class A>(const A* from) HWY_ATTR {
+            A lanes[kWidth<double>] = {};
+            std::copy_n(from, count, lanes);
+            return LoadWide(lanes);
+        };
+        const auto store_some = [count]<class A>(Vec<double> values, A* to) HWY_ATTR {
+            A lanes[kWidth<double>];
+            StoreWide(values, lanes);
+            std::copy_n(lanes, count, to);
+        };
+        visit(i, hn::IfThenElseZero(there, hn::Set(Tag<double>(), 1.0)), load_some, store_some);
+    }
+}
+
+HWY_INLINE double SumOf(Vec<double> lanes) { return hn::GetLane(hn::SumOfLanes(Tag<double>(), lanes)); }
+
 /// What makes a row's mean 0 and its variance 1: (x − mean) · inverse.
 struct RowMoments {
     double mean, inverse;
@@ -143,42 +184,60 @@ struct RowMoments {
 
 template <class A>
 HWY_INLINE RowMoments MomentsOf(const A* x, std::int64_t width, double eps) {
+    const Tag<double> d;
     const auto count = static_cast<double>(width);
-    const double mean = Sum(width, [x](std::int64_t i) HWY_ATTR { return static_cast<double>(x[i]); }) / count;
-    const double squares = Sum(width, [x, mean](std::int64_t i) HWY_ATTR {
-        const double distance = static_cast<double>(x[i]) - mean;
-        return distance * distance;
+    auto sum = hn::Zero(d);
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto&)
+                       HWY_ATTR { sum = hn::Add(sum, load(x + i)); });
+    const double mean = SumOf(sum) / count;
+    auto squares = hn::Zero(d);
+    ForWide(width, [&](std::int64_t i, Vec<double> one, const auto& load, const auto&) HWY_ATTR {
+        const auto distance = hn::Mul(hn::Sub(load(x + i), hn::Set(d, mean)), one);
+        squares = hn::MulAdd(distance, distance, squares);
     });
-    return {mean, 1.0 / std::sqrt(squares / count + eps)};
+    return {mean, 1.0 / std::sqrt(SumOf(squares) / count + eps)};
 }
 
 template <class A>
 void LayerNorm(A* HWY_RESTRICT y, const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT shift,
                std::int64_t width, double eps) {
+    const Tag<double> d;
     const RowMoments moments = MomentsOf(x, width, eps);
-    for (std::int64_t i = 0; i < width; ++i) {
-        const double normal = (static_cast<double>(x[i]) - moments.mean) * moments.inverse;
-        y[i] = static_cast<A>(normal * static_cast<double>(scale[i]) + static_cast<double>(shift[i]));
-    }
+    const auto mean = hn::Set(d, moments.mean);
+    const auto inverse = hn::Set(d, moments.inverse);
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
+        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
+        store(hn::MulAdd(normal, load(scale + i), load(shift + i)), y + i);
+    });
 }
 
 template <class A>
 void LayerNormBackward(A* HWY_RESTRICT d_x, double* HWY_RESTRICT d_scale, double* HWY_RESTRICT d_shift,
                        const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT d_y,
                        std::int64_t width, double eps) {
+    const Tag<double> d;
     const RowMoments moments = MomentsOf(x, width, eps);
-    const auto normal = [x, moments](std::int64_t i)
-                            HWY_ATTR { return (static_cast<double>(x[i]) - moments.mean) * moments.inverse; };
-    const auto g = [d_y, scale](std::int64_t i)
-                       HWY_ATTR { return static_cast<double>(d_y[i]) * static_cast<double>(scale[i]); };
+    const auto mean = hn::Set(d, moments.mean);
+    const auto inverse = hn::Set(d, moments.inverse);
+    auto sum = hn::Zero(d);
+    auto sum_along = hn::Zero(d);
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
+        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
+        const auto slope = load(d_y + i);
+        const auto g = hn::Mul(slope, load(scale + i));
+        sum = hn::Add(sum, g);
+        sum_along = hn::MulAdd(g, normal, sum_along);
+        store(hn::MulAdd(slope, normal, load(d_scale + i)), d_scale + i);
+        store(hn::Add(load(d_shift + i), slope), d_shift + i);
+    });
     const auto count = static_cast<double>(width);
-    const double mean = Sum(width, g) / count;
-    const double along = Sum(width, [&](std::int64_t i) HWY_ATTR { return g(i) * normal(i); }) / count;
-    for (std::int64_t i = 0; i < width; ++i) {
-        d_x[i] = static_cast<A>((g(i) - mean - normal(i) * along) * moments.inverse);
-        d_scale[i] += static_cast<double>(d_y[i]) * normal(i);
-        d_shift[i] += static_cast<double>(d_y[i]);
-    }
+    const auto mean_g = hn::Set(d, SumOf(sum) / count);
+    const auto along = hn::Set(d, SumOf(sum_along) / count);
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
+        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
+        const auto g = hn::Mul(load(d_y + i), load(scale + i));
+        store(hn::Mul(hn::NegMulAdd(normal, along, hn::Sub(g, mean_g)), inverse), d_x + i);
+    });
 }
 
 template <class A>

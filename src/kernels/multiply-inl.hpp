@@ -25,13 +25,22 @@ inline constexpr unsigned kBlockColumns = 4;
 inline constexpr unsigned kBlockColumns = 2;
 #endif
 
-/// sums += left · b, for kRows rows and kColumns vectors.
-template <class A, unsigned kRows, unsigned kColumns>
+/// What the compiler may no longer take for known.
+HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
+    __asm__ volatile("" : "+r"(value));
+    return value;
+}
+
+/// sums += left · b, for kRows rows and kColumns vectors. kFar: more rows, a step apart, than there are registers for
+/// their addresses, so these are counted on from row to row; kept, they would take accumulators' places.
+template <class A, unsigned kRows, unsigned kColumns, bool kFar = false>
 HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& left, const A* HWY_RESTRICT b,
                              std::int64_t b_stride, std::int64_t inner) {
     const Tag<A> d;
     const A* HWY_RESTRICT a = left.data;
     for (std::int64_t i = 0; i < inner; ++i) {
+        const std::int64_t row_step = kFar ? Forgotten(left.row_step) : left.row_step;
+        const A* HWY_RESTRICT third = a;
         Vec<A> row[kColumns];
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
@@ -39,7 +48,10 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& lef
         }
         HWY_UNROLL(16)
         for (unsigned r = 0; r < kRows; ++r) {
-            const Vec<A> factor = hn::Set(d, a[r * left.row_step]);
+            if (kFar && r > 0 && r % 3 == 0) {
+                third += 3 * row_step;
+            }
+            const Vec<A> factor = hn::Set(d, kFar ? third[r % 3 * row_step] : a[r * row_step]);
             HWY_UNROLL(8)
             for (unsigned j = 0; j < kColumns; ++j) {
                 sums[r][j] = hn::MulAdd(factor, row[j], sums[r][j]);

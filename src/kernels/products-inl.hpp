@@ -1,6 +1,7 @@
 // Packing, and tiles of a product of packed panels.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "kernels/multiply-inl.hpp"
@@ -178,29 +179,44 @@ HWY_INLINE void FinishTile(Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c
 /// kPacked: left's rows lie side by side, kTallest of them; the compiler then knows every address.
 template <class A, bool kPacked, unsigned kRows, unsigned kColumns>
 void MultiplyTile(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t columns,
-                  std::int64_t inner, const Finish<A>& finish) {
+                  std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
+    const Tag<A> d;
+    constexpr std::int64_t kRightStep = kWidest * kWidth<A>;
     Vec<A> sums[kRows][kColumns];
     HWY_UNROLL(16)
-    for (unsigned r = 0; r < kRows; ++r) {
-        HWY_UNROLL(8)
-        for (unsigned j = 0; j < kColumns; ++j) {
-            sums[r][j] = hn::Zero(Tag<A>());
-        }
-        // c is on its way while the sums run.
+    for (unsigned r = 0; r < kRows; ++r) {  // c is on its way while the sums run
         __builtin_prefetch(c + r * c_stride, 1);
         __builtin_prefetch(c + r * c_stride + columns - 1, 1);
     }
-    const Left<A> rows = kPacked ? Left<A>{left.data, 1, kTallest} : Left<A>{left.data, left.row_step, left.term_step};
-    MultiplyInto<A, kRows, kColumns>(sums, rows, right, kWidest * kWidth<A>, inner);
+    alignas(64) A total[kRows * kColumns * kWidth<A>];
+    const auto at = [&total](unsigned r, std::int64_t j) HWY_ATTR { return total + r * kColumns * kWidth<A> + j; };
+    Left<A> rows = kPacked ? Left<A>{left.data, 1, kTallest} : Left<A>{left.data, left.row_step, left.term_step};
+    const auto run = [&](std::int64_t count) HWY_ATTR {
+        ForTile<A, kRows, kColumns>(sums, [d](Vec<A>& sum, unsigned, std::int64_t) HWY_ATTR { sum = hn::Zero(d); });
+        MultiplyInto<A, kRows, kColumns, !kPacked>(sums, rows, right, kRightStep, count);
+        rows.data += count * rows.inner_step;
+        right += count * kRightStep;
+    };
+    std::int64_t done = std::min(chain, inner);
+    run(done);
+    while (done < inner) {
+        ForTile<A, kRows, kColumns>(
+            sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::Store(sum, d, at(r, j)); });
+        const std::int64_t count = std::min(chain, inner - done);
+        run(count);
+        ForTile<A, kRows, kColumns>(
+            sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { sum = hn::Add(hn::Load(d, at(r, j)), sum); });
+        done += count;
+    }
     FinishTile<A, kRows, kColumns>(sums, c, c_stride, columns, finish);
 }
 
 /// All rows; the last ones, fewer than a panel has, in tiles of 8, 4, 2 and 1.
 template <class A, bool kPacked, unsigned kColumns, unsigned kRows = kTallest>
 void MultiplyTiles(A* c, std::int64_t c_stride, Panels<A> left, const A* right, std::int64_t rows, std::int64_t columns,
-                   std::int64_t inner, const Finish<A>& finish) {
+                   std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
     for (; rows >= kRows; rows -= kRows) {
-        MultiplyTile<A, kPacked, kRows, kColumns>(c, c_stride, left, right, columns, inner, finish);
+        MultiplyTile<A, kPacked, kRows, kColumns>(c, c_stride, left, right, columns, inner, chain, finish);
         c += kRows * c_stride;
         left.data += kRows == kTallest ? left.panel_step : kRows * left.row_step;
     }
@@ -209,20 +225,20 @@ void MultiplyTiles(A* c, std::int64_t c_stride, Panels<A> left, const A* right, 
             MultiplyTiles<A, kPacked, kColumns,
                           (kRows > 8   ? 8
                            : kRows > 4 ? 4
-                                       : kRows / 2)>(c, c_stride, left, right, rows, columns, inner, finish);
+                                       : kRows / 2)>(c, c_stride, left, right, rows, columns, inner, chain, finish);
         }
     }
 }
 
 template <class A>
 void MultiplyPanel(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t rows,
-                   std::int64_t columns, std::int64_t inner, const Finish<A>& finish) {
+                   std::int64_t columns, std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
     static_assert(kWidest == 2);
     const bool wide = columns > kWidth<A>;
     const auto tiles = left.row_step == 1 && left.term_step == kTallest
                            ? (wide ? MultiplyTiles<A, true, 2> : MultiplyTiles<A, true, 1>)
                            : (wide ? MultiplyTiles<A, false, 2> : MultiplyTiles<A, false, 1>);
-    tiles(c, c_stride, left, right, rows, columns, inner, finish);
+    tiles(c, c_stride, left, right, rows, columns, inner, chain, finish);
 }
 
 template <class A>

@@ -52,10 +52,10 @@ struct Products {
     /// One of `from`'s steps is 1. `to` is aligned to a cache line.
     void (*pack)(A* to, std::int64_t width, const Strided<A>& from, std::int64_t rows, std::int64_t columns);
     /// c (rows, c_stride) ← finish(left · right) in `columns` (at most right_width) columns: panels of `left`, of which
-    /// one of the two steps is 1, and one panel of `right`, (inner, right_width), packed. An element's sum is one chain
-    /// in the order of `inner`, begun at 0.
+    /// one of the two steps is 1, and one panel of `right`, (inner, right_width), packed. An element's sum runs in the
+    /// order of `inner`: in chains of `chain` terms, each begun at 0, that are added up in their order.
     void (*multiply)(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t rows,
-                     std::int64_t columns, std::int64_t inner, const Finish<A>& finish);
+                     std::int64_t columns, std::int64_t inner, std::int64_t chain, const Finish<A>& finish);
     /// sums (columns) += the `rows` rows of from (rows, stride), added up from the first to the last.
     void (*add_rows)(double* sums, const A* from, std::int64_t stride, std::int64_t rows, std::int64_t columns);
 };

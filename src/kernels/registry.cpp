@@ -61,4 +61,6 @@ const Layers<double>& layers<double>(InstructionSet set) noexcept {
     return tables(set).layers_f64;
 }
 
+const Draws& draws(InstructionSet set) noexcept { return tables(set).draws; }
+
 }  // namespace qkv::kernels

@@ -1,6 +1,7 @@
 // The tables of the instruction set that is being compiled for.
 #pragma once
 
+#include "kernels/draws-inl.hpp"
 #include "kernels/layers-inl.hpp"
 #include "kernels/multiply-inl.hpp"
 #include "kernels/products-inl.hpp"
@@ -73,7 +74,8 @@ constexpr Tables MakeTables() {
             .products_f32 = MakeProducts<float>(),
             .products_f64 = MakeProducts<double>(),
             .layers_f32 = MakeLayers<float>(),
-            .layers_f64 = MakeLayers<double>()};
+            .layers_f64 = MakeLayers<double>(),
+            .draws = MakeDraws()};
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE

@@ -1,6 +1,7 @@
 // The tables that the files of the instruction sets define.
 #pragma once
 
+#include "kernels/draws.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/layers.hpp"
 #include "kernels/products.hpp"
@@ -14,6 +15,7 @@ struct Tables {
     Products<double> products_f64;
     Layers<float> layers_f32;
     Layers<double> layers_f64;
+    Draws draws;
 };
 
 extern const Tables scalar_tables;

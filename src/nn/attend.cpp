@@ -11,8 +11,8 @@ namespace qkv::nn {
 namespace {
 
 /// Bytes as the booleans that they are.
-ConstTensorView booleans(const std::vector<std::uint8_t>& bytes, const Shape4& shape) {
-    return {bytes.data(), DType::boolean, shape, contiguous_strides(shape)};
+ConstTensorView booleans(const std::uint8_t* bytes, const Shape4& shape) {
+    return {bytes, DType::boolean, shape, contiguous_strides(shape)};
 }
 
 template <class T>
@@ -25,11 +25,11 @@ AttentionOptions function_options(const Remembered<T>& memory) {
         options.mask = Mask::causal(Align::top_left);
     }
     if (!memory.allowed.empty()) {
-        options.mask = options.mask & Mask::allowed(booleans(memory.allowed, {batch, 1, 1, source_tokens}));
+        options.mask = options.mask & Mask::allowed(booleans(memory.allowed.data(), {batch, 1, 1, source_tokens}));
     }
     if (!memory.keep.empty()) {
         options.dropout.p = memory.options.dropout.probability;
-        options.dropout.keep = booleans(memory.keep, {batch, memory.options.heads, tokens, source_tokens});
+        options.dropout.keep = booleans(memory.keep.data(), {batch, memory.options.heads, tokens, source_tokens});
     }
     return options;
 }

@@ -70,7 +70,7 @@ struct Remembered {
     BasicTensor<T> values;                       // as keys
     BasicTensor<T> context;                      // as queries
     BasicTensor<T> lse;                          // [batch, heads, tokens, 1]
-    std::vector<std::uint8_t> keep;              // dropout: [batch, heads, tokens, source tokens], or empty
+    KeepBytes keep;                              // dropout: [batch, heads, tokens, source tokens], or empty
     std::vector<std::uint8_t> allowed;           // source mask: [batch, source tokens], or empty
     AttendOptions options;
     const Runtime* runtime = &Runtime::serial();

@@ -35,7 +35,7 @@ void softmax_row(const T* scores, T* weights, std::int64_t n) {
 
 template <class T>
 AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys, const StepMask& mask,
-                                  const std::vector<std::uint8_t>& keep, double dropout) {
+                                  const KeepBytes& keep, double dropout) {
     const std::int64_t n_count = queries.size(0);
     const std::int64_t query_count = queries.size(1);
     const std::int64_t key_count = keys.size(1);
@@ -232,7 +232,7 @@ void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTra
 #define QKV_INSTANTIATE(T)                                                                                    \
     template void softmax_row(const T*, T*, std::int64_t);                                                    \
     template AttentionSteps<T> attention_steps(const BasicTensor<T>&, const BasicTensor<T>&, const StepMask&, \
-                                               const std::vector<std::uint8_t>&, double);                     \
+                                               const KeepBytes&, double);                                     \
     template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                     \
     template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                              \
     template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                 \

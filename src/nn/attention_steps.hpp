@@ -10,6 +10,9 @@
 
 namespace qkv::nn {
 
+/// What dropout keeps, a byte for each weight or element: 1 or 0.
+using KeepBytes = std::vector<std::uint8_t, qkv::detail::ElementAllocator<std::uint8_t>>;
+
 /// Every matrix on the way from queries and keys to the weights. N counts batch × heads.
 template <class T>
 struct AttentionSteps {
@@ -46,8 +49,7 @@ struct StepDropout {
 /// comes from qkv::attention: these passes only show how.
 template <class T>
 [[nodiscard]] AttentionSteps<T> attention_steps(const BasicTensor<T>& queries, const BasicTensor<T>& keys,
-                                                const StepMask& mask, const std::vector<std::uint8_t>& keep,
-                                                double dropout);
+                                                const StepMask& mask, const KeepBytes& keep, double dropout);
 
 /// Softmax of one row of n scores, in place of none: the row's maximum is subtracted first, so exp never overflows.
 /// A row of −∞ alone becomes zeros.

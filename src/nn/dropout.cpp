@@ -1,7 +1,6 @@
 #include "nn/dropout.hpp"
 
 #include <algorithm>
-#include <array>
 #include <span>
 
 #include "core/check.hpp"
@@ -9,7 +8,7 @@
 
 namespace qkv::nn {
 
-std::vector<std::uint8_t> drawn_keep(std::int64_t count, const StepDropout& dropout, Generator* generator) {
+KeepBytes drawn_keep(std::int64_t count, const StepDropout& dropout, Generator* generator) {
     if (!dropout.training || dropout.probability == 0) {
         return {};
     }
@@ -17,22 +16,17 @@ std::vector<std::uint8_t> drawn_keep(std::int64_t count, const StepDropout& drop
         fail(ErrorCode::invalid_argument, "dropout ", dropout.probability,
              " in training needs a Generator in the Pass; give one, or call eval()");
     }
-    std::vector<std::uint8_t> keep(static_cast<std::size_t>(count));
+    KeepBytes keep(static_cast<std::size_t>(count));
     if (dropout.probability == 1) {  // PyTorch drops everything without drawing
+        std::ranges::fill(keep, std::uint8_t{0});
         return keep;
     }
-    std::array<float, 4096> drawn{};
-    for (std::size_t begin = 0; begin < keep.size(); begin += drawn.size()) {
-        const std::span<float> part = std::span(drawn).first(std::min(drawn.size(), keep.size() - begin));
-        generator->bernoulli_(part, 1.0 - dropout.probability);
-        std::ranges::transform(part, keep.begin() + static_cast<std::ptrdiff_t>(begin),
-                               [](float value) { return static_cast<std::uint8_t>(value != 0); });
-    }
+    generator->bernoulli_(std::span(keep), 1.0 - dropout.probability);
     return keep;
 }
 
 template <class T>
-void drop(BasicTensor<T>& x, const std::vector<std::uint8_t>& keep, double p, const Runtime& runtime) {
+void drop(BasicTensor<T>& x, const KeepBytes& keep, double p, const Runtime& runtime) {
     if (keep.empty()) {
         return;
     }
@@ -44,7 +38,7 @@ void drop(BasicTensor<T>& x, const std::vector<std::uint8_t>& keep, double p, co
     });
 }
 
-template void drop(BasicTensor<float>&, const std::vector<std::uint8_t>&, double, const Runtime&);
-template void drop(BasicTensor<double>&, const std::vector<std::uint8_t>&, double, const Runtime&);
+template void drop(BasicTensor<float>&, const KeepBytes&, double, const Runtime&);
+template void drop(BasicTensor<double>&, const KeepBytes&, double, const Runtime&);
 
 }  // namespace qkv::nn

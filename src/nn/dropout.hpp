@@ -13,11 +13,10 @@ namespace qkv::nn {
 
 /// Which of `count` elements stay, a byte each in memory order; empty where dropout is idle. Throws
 /// Error(invalid_argument) where it is not and there is no generator.
-[[nodiscard]] std::vector<std::uint8_t> drawn_keep(std::int64_t count, const StepDropout& dropout,
-                                                   Generator* generator);
+[[nodiscard]] KeepBytes drawn_keep(std::int64_t count, const StepDropout& dropout, Generator* generator);
 
 /// x in place: 0 where not kept, times 1/(1−p) where kept; unchanged where `keep` is empty. The way back is the same.
 template <class T>
-void drop(BasicTensor<T>& x, const std::vector<std::uint8_t>& keep, double p, const Runtime& runtime);
+void drop(BasicTensor<T>& x, const KeepBytes& keep, double p, const Runtime& runtime);
 
 }  // namespace qkv::nn

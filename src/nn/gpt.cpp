@@ -104,7 +104,7 @@ struct BasicGpt<T>::Kept {
     std::vector<std::int64_t> ids;        // [batch, tokens]
     std::vector<std::int64_t> positions;  // likewise
     BasicTensor<T> hidden;                // what leaves the last block
-    std::vector<std::uint8_t> keep;       // dropout of the embeddings, or empty
+    KeepBytes keep;                       // dropout of the embeddings, or empty
     Shape logits_shape;
     const Runtime* runtime = &Runtime::serial();
 };

@@ -1,8 +1,8 @@
 // Products of matrices, c = a b, cut into blocks that fit caches and shared out among threads.
 //
-// An element's bits depend on its row of a and its column of b alone: its sum runs over chunks of kChunk terms, each a
-// chain from 0 in the order of the terms, added up in their order. So they are the same for any number of threads, any
-// number of rows, and whatever stands around.
+// An element's bits depend on its row of a and its column of b alone: its sum runs over chunks of kChunk terms, added
+// up in their order, each a chain from 0 in the order of the terms (or the sum of shorter ones). So they are the same
+// for any number of threads, any number of rows, and whatever stands around.
 #pragma once
 
 #include <cstdint>
@@ -20,10 +20,10 @@ template <class T>
     return {data, columns, 1};
 }
 
-/// Terms of one chain of sums.
+/// Terms that are packed together, and of one chain of sums.
 inline constexpr std::int64_t kChunk = 256;
 /// Where more exact sums cost little: √16 + √(k / 16) roundings instead of √k, in the mean.
-inline constexpr std::int64_t kShortChunk = 16;
+inline constexpr std::int64_t kShortChain = 16;
 
 enum class Sums {
     long_chains,

@@ -11,10 +11,10 @@ namespace qkv::nn {
 
 template <class T>
 struct BasicTransformerBlock<T>::Kept {
-    BasicTensor<T> x;                    // what enters attention's half
-    BasicTensor<T> middle;               // what enters the feed-forward's
-    std::vector<std::uint8_t> keep_att;  // shortcut dropout of attention's output, or empty
-    std::vector<std::uint8_t> keep_ff;
+    BasicTensor<T> x;       // what enters attention's half
+    BasicTensor<T> middle;  // what enters the feed-forward's
+    KeepBytes keep_att;     // shortcut dropout of attention's output, or empty
+    KeepBytes keep_ff;
     const Runtime* runtime = &Runtime::serial();
 };
 
