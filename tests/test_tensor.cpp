@@ -1,6 +1,11 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <limits>
+#include <thread>
+#include <vector>
 
 #include "qkv/tensor.hpp"
 
@@ -39,6 +44,45 @@ TEST(Tensor, ErrorsNameTheShapes) {
     EXPECT_THROW((void)Tensor({2, 3}).size(2), Error);
     EXPECT_THROW((void)Tensor({2, 3}).reshaped({7}), Error);
     EXPECT_THROW((void)Tensor({6}).transposed(), Error);
+}
+
+/// Freed memory waits for the next tensor of its size; who asked for zeros gets zeros all the same.
+TEST(Tensor, IsZeroInMemoryThatWasUsedBefore) {
+    for (const std::int64_t count : {5, 100, 20'000, 300'000, 3'000'000}) {
+        for (int round = 0; round < 3; ++round) {
+            Tensor used = Tensor::unwritten({count});
+            std::ranges::fill(used.values(), 7.0F);
+            used = Tensor();
+            const Tensor zeros({count});
+            EXPECT_EQ(std::ranges::count(zeros.values(), 0.0F), count);
+            EXPECT_EQ(reinterpret_cast<std::uintptr_t>(zeros.data()) % 64, 0U) << "products read whole cache lines";
+        }
+    }
+}
+
+/// Blocks go from thread to thread, and more of them than wait.
+TEST(Tensor, NeverSharesMemory) {
+    std::vector<std::thread> threads;
+    std::atomic<int> wrong{0};
+    for (int thread = 0; thread < 4; ++thread) {
+        threads.emplace_back([thread, &wrong] {
+            for (int round = 0; round < 30; ++round) {
+                std::vector<Tensor> held;
+                for (int index = 0; index < 90; ++index) {
+                    held.push_back(Tensor::unwritten({16'384 + index % 3}));
+                    held.back()(0) = static_cast<float>(thread * 1000 + index);
+                }
+                for (int index = 0; index < 90; ++index) {
+                    wrong +=
+                        held[static_cast<std::size_t>(index)](0) == static_cast<float>(thread * 1000 + index) ? 0 : 1;
+                }
+            }
+        });
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    EXPECT_EQ(wrong, 0);
 }
 
 }  // namespace

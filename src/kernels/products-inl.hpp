@@ -176,8 +176,8 @@ HWY_INLINE void FinishTile(Vec<A> (&sums)[kRows][kColumns], A* c, std::int64_t c
         sums, [&](Vec<A>& sum, unsigned r, std::int64_t j) HWY_ATTR { hn::StoreU(sum, d, c + r * c_stride + j); });
 }
 
-/// kPacked: left's rows lie side by side, kTallest of them; the compiler then knows every address.
-template <class A, bool kPacked, unsigned kRows, unsigned kColumns>
+/// kAdjacent: left's rows begin side by side, as packed ones do.
+template <class A, bool kAdjacent, unsigned kRows, unsigned kColumns>
 void MultiplyTile(A* c, std::int64_t c_stride, const Panels<A>& left, const A* right, std::int64_t columns,
                   std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
     const Tag<A> d;
@@ -190,10 +190,10 @@ void MultiplyTile(A* c, std::int64_t c_stride, const Panels<A>& left, const A* r
     }
     alignas(64) A total[kRows * kColumns * kWidth<A>];
     const auto at = [&total](unsigned r, std::int64_t j) HWY_ATTR { return total + r * kColumns * kWidth<A> + j; };
-    Left<A> rows = kPacked ? Left<A>{left.data, 1, kTallest} : Left<A>{left.data, left.row_step, left.term_step};
+    Left<A> rows{left.data, kAdjacent ? 1 : left.row_step, left.term_step};
     const auto run = [&](std::int64_t count) HWY_ATTR {
         ForTile<A, kRows, kColumns>(sums, [d](Vec<A>& sum, unsigned, std::int64_t) HWY_ATTR { sum = hn::Zero(d); });
-        MultiplyInto<A, kRows, kColumns, !kPacked>(sums, rows, right, kRightStep, count);
+        MultiplyInto<A, kRows, kColumns, !kAdjacent>(sums, rows, right, kRightStep, count);
         rows.data += count * rows.inner_step;
         right += count * kRightStep;
     };
@@ -212,17 +212,17 @@ void MultiplyTile(A* c, std::int64_t c_stride, const Panels<A>& left, const A* r
 }
 
 /// All rows; the last ones, fewer than a panel has, in tiles of 8, 4, 2 and 1.
-template <class A, bool kPacked, unsigned kColumns, unsigned kRows = kTallest>
+template <class A, bool kAdjacent, unsigned kColumns, unsigned kRows = kTallest>
 void MultiplyTiles(A* c, std::int64_t c_stride, Panels<A> left, const A* right, std::int64_t rows, std::int64_t columns,
                    std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
     for (; rows >= kRows; rows -= kRows) {
-        MultiplyTile<A, kPacked, kRows, kColumns>(c, c_stride, left, right, columns, inner, chain, finish);
+        MultiplyTile<A, kAdjacent, kRows, kColumns>(c, c_stride, left, right, columns, inner, chain, finish);
         c += kRows * c_stride;
         left.data += kRows == kTallest ? left.panel_step : kRows * left.row_step;
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyTiles<A, kPacked, kColumns,
+            MultiplyTiles<A, kAdjacent, kColumns,
                           (kRows > 8   ? 8
                            : kRows > 4 ? 4
                                        : kRows / 2)>(c, c_stride, left, right, rows, columns, inner, chain, finish);
@@ -235,9 +235,8 @@ void MultiplyPanel(A* c, std::int64_t c_stride, const Panels<A>& left, const A* 
                    std::int64_t columns, std::int64_t inner, std::int64_t chain, const Finish<A>& finish) {
     static_assert(kWidest == 2);
     const bool wide = columns > kWidth<A>;
-    const auto tiles = left.row_step == 1 && left.term_step == kTallest
-                           ? (wide ? MultiplyTiles<A, true, 2> : MultiplyTiles<A, true, 1>)
-                           : (wide ? MultiplyTiles<A, false, 2> : MultiplyTiles<A, false, 1>);
+    const auto tiles = left.row_step == 1 ? (wide ? MultiplyTiles<A, true, 2> : MultiplyTiles<A, true, 1>)
+                                          : (wide ? MultiplyTiles<A, false, 2> : MultiplyTiles<A, false, 1>);
     tiles(c, c_stride, left, right, rows, columns, inner, chain, finish);
 }
 

@@ -40,11 +40,17 @@ T* packing_room(std::int64_t count) {
 constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_divide(a, b) * b; }
 
-/// Whether the rows of a, as they lie, are as good as packed ones: short and one after another, so that a panel of them
-/// is one piece of memory. (Longer rows are not: 12 streams of a chunk each were 70 against 88 GFLOP/s.)
+/// Whether a, as it lies, is as good as packed. Short rows one after another are: a panel of them is one piece of
+/// memory. (Longer ones are not: 12 streams of a chunk each were 70 against 88 GFLOP/s.) So are columns of short rows
+/// where few panels of b pass, which would not repay packing; rows of 2 KiB would fall onto one another in the
+/// first-level cache.
 template <class T>
-bool lies_packed(const Strided<T>& a, std::int64_t k) {
-    return a.column_step == 1 && a.row_step == k && k <= kChunk;
+bool lies_packed(const Product<T>& p, const kernels::Products<T>& kernels) {
+    constexpr std::int64_t kShortRow = 256;
+    constexpr std::int64_t kFewPanels = 8;
+    const bool rows = p.a.column_step == 1 && p.a.row_step == p.k && p.k <= kChunk;
+    const bool columns = p.a.row_step == 1 && p.a.column_step <= kShortRow && p.n <= kFewPanels * kernels.right_width;
+    return rows || columns;
 }
 
 /// A block of c, all of k.
@@ -58,7 +64,7 @@ template <class T>
 void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, std::int64_t first_row, std::int64_t rows,
                     std::int64_t first_column, std::int64_t columns) {
     const std::int64_t chain = p.sums == Sums::short_chains ? kShortChain : kChunk;
-    const bool in_place = lies_packed(p.a, p.k);
+    const bool in_place = lies_packed(p, kernels);
     const std::int64_t height = round_up(rows, kernels.left_width);
     const std::int64_t span = in_place ? p.k : std::min(p.k, std::max<std::int64_t>(1, kMostRows / height) * kChunk);
     const std::int64_t left_room = in_place ? 0 : round_up(height * span, 64);
@@ -85,7 +91,7 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
                 const bool last = at + depth == p.k;
                 const kernels::Panels<T> left =
                     in_place ? kernels::Panels<T>{p.a.from(first_row, at).data, kernels.left_width * p.a.row_step,
-                                                  p.a.row_step, 1}
+                                                  p.a.row_step, p.a.column_step}
                              : kernels::Panels<T>{packed + (at - begin) * height, kernels.left_width * depth, 1,
                                                   kernels.left_width};
                 kernels.multiply(c, p.n, left, right, rows, width, depth, chain,
