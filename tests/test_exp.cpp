@@ -1,4 +1,4 @@
-// exp, tanh, Philox and the 16-bit types: the numbers under everything else.
+// exp, tanh and the 16-bit types: the numbers under everything else.
 #include <gtest/gtest.h>
 
 #include <bit>
@@ -7,7 +7,6 @@
 #include <limits>
 
 #include "core/exp.hpp"
-#include "core/philox.hpp"
 #include "qkv/types.hpp"
 #include "support/oracle.hpp"
 
@@ -62,14 +61,6 @@ TEST(Tanh, IsAccurateNearZeroAndFarFromIt) {
     }
     EXPECT_EQ(tanh_fast(std::numeric_limits<float>::infinity()), 1.0F);
     EXPECT_TRUE(std::isnan(tanh_fast(std::nanf(""))));
-}
-
-// The known answers that come with Random123, the authors' implementation.
-TEST(Philox, GivesThePublishedNumbers) {
-    EXPECT_EQ(philox4x32_10({0, 0, 0, 0}, 0), (PhiloxWords{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-    constexpr std::uint32_t kOnes = 0xFFFFFFFFU;
-    EXPECT_EQ(philox4x32_10({kOnes, kOnes, kOnes, kOnes}, ~std::uint64_t{0}),
-              (PhiloxWords{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
 }
 
 TEST(HalfTypes, HoldEveryValueOfTheirFormat) {

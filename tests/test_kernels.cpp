@@ -1,6 +1,8 @@
 // The verbs of every instruction set that this machine has, one by one. QKV_TEST_EXP_STEP=1 sweeps exp over all floats.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstdlib>
@@ -229,6 +231,30 @@ TEST_P(EverySet, StoresRoundAsTheTypesDo) {
 }
 
 /// A row's weights and sums do not depend on where the reference has come to rest, up to rounding.
+/// The known answers that come with Random123, the authors' implementation, told from what a draw just reaches and what
+/// it just misses.
+TEST_P(EverySet, DropoutDrawsThePublishedNumbers) {
+    constexpr std::uint32_t kOnes = 0xFFFFFFFFU;
+    const struct {
+        std::uint32_t part;
+        std::array<std::uint32_t, 4> words;
+    } answers[] = {{0, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+                   {kOnes, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}}};
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    for (const auto& [part, words] : answers) {
+        const std::uint64_t seed = std::uint64_t{part} << 32U | part;
+        for (std::size_t word = 0; word < 4; ++word) {
+            const std::int64_t key = std::int64_t{4} * part + static_cast<std::int64_t>(word);
+            for (const std::uint32_t more : {0U, 1U}) {
+                std::array<float, kKeyTile> factors{};
+                kernels.draw_factors(factors.data(), {key, {part, part, part}, seed, words.at(word) + more, 1.25F}, 1);
+                EXPECT_EQ(factors[0], more == 0 ? 1.25F : 0.0F) << part << ' ' << word;
+                EXPECT_EQ(std::ranges::count(factors, 0.0F), more == 0 ? kKeyTile - 1 : kKeyTile);
+            }
+        }
+    }
+}
+
 TEST_P(EverySet, SoftenIsAlwaysRelativeToItsReference) {
     const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
     const Room<float> scores(kKeyTile), weights(kKeyTile), sums(kLanes), context(kLanes);

@@ -146,7 +146,7 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const R
     kernels.multiply(scratch.d_scores, kKeyTile, {scratch.d_out, scratch.value_width, 1}, scratch.value_transposed,
                      kKeyTile, tile.rows, problem.value_dim, kKeyTile);
     if (problem.dropout) {
-        dropout_factors(problem, tile, scratch.factors);
+        dropout_factors(kernels, problem, tile, scratch.factors);
     }
     const std::int64_t at = RowStatistics<A>::index(problem, *tile.sequence, tile.head, tile.row);
     kernels.score_gradients(scratch.weights, scratch.d_scores, scores, problem.dropout ? scratch.factors : nullptr,

@@ -262,7 +262,7 @@ private:
             const Tile tile = tile_of(head, query, count, covered);
             finish_scores(problem_, setup_.kernels, tile, scores_from(span, at));
             if (problem_.dropout) {
-                dropout_factors(problem_, tile, span.factors + at * kKeyTile);
+                dropout_factors(setup_.kernels, problem_, tile, span.factors + at * kKeyTile);
             }
         });
         take_scores(setup_, rows, keys, unmasked, span);

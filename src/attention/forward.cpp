@@ -15,7 +15,7 @@ void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<
     multiply_query_key(setup, rows, keys, scratch);
     finish_scores(problem, setup.kernels, tile, scratch.scores);
     if (problem.dropout) {
-        dropout_factors(problem, tile, scratch.factors);
+        dropout_factors(setup.kernels, problem, tile, scratch.factors);
     }
     take_scores(setup, rows, keys, tile.full && tile.columns == keys.columns, scratch);
 }

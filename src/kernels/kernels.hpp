@@ -55,6 +55,17 @@ struct SoftmaxRows {
     A* sums;       // (rows, kLanes)
 };
 
+/// Where a row of dropout's draws stands: the word of Philox that belongs to key k is word k mod 4 of counter (k / 4,
+/// counter), so it is the same in any tiling.
+template <class A>
+struct DropoutRow {
+    std::int64_t first_key;  // below 2³², as the counter's parts
+    std::uint32_t counter[3];
+    std::uint64_t seed;
+    std::uint32_t drop_below;
+    A keep_scale;
+};
+
 template <class A>
 struct Kernels {
     /// Around all other calls, once per thread and task: what the instruction set wants set up and given back.
@@ -120,6 +131,8 @@ struct Kernels {
     /// row's sums and its context (rows, padded(width)) shrink with it.
     void (*soften)(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
                    std::int64_t width, std::int64_t rows);
+    /// factors (kKeyTile) ← keep_scale where the draw is at least drop_below, else 0, as from `columns` on.
+    void (*draw_factors)(A* factors, const DropoutRow<A>& row, std::int64_t columns);
     /// weights ← exp(scores − base[row]), base −∞ taken for 0.
     void (*weigh)(A* weights, const A* scores, const A* base, std::int64_t rows);
     /// weights ← P ∘ Z and gradients ← P ∘ (Z ∘ gradients − delta), with P = exp(scores − lse) and Z = factors

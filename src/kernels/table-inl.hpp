@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/draws-inl.hpp"
+#include "kernels/dropout-inl.hpp"
 #include "kernels/layers-inl.hpp"
 #include "kernels/multiply-inl.hpp"
 #include "kernels/products-inl.hpp"
@@ -64,6 +65,7 @@ constexpr Kernels<A> MakeTable() {
             .slope = Slope<A>,
             .mask = Mask<A>,
             .soften = Soften<A, ExactWeights<A>>,
+            .draw_factors = DrawFactors<A>,
             .weigh = Weigh<A, ExactWeights<A>>,
             .score_gradients = ScoreGradients<A, ExactWeights<A>>};
 }
