@@ -63,11 +63,13 @@ TEST(Tensor, IsZeroInMemoryThatWasUsedBefore) {
 /// Blocks go from thread to thread, and more of them than wait.
 TEST(Tensor, NeverSharesMemory) {
     std::vector<std::thread> threads;
+    threads.reserve(4);
     std::atomic<int> wrong{0};
     for (int thread = 0; thread < 4; ++thread) {
         threads.emplace_back([thread, &wrong] {
             for (int round = 0; round < 30; ++round) {
                 std::vector<Tensor> held;
+                held.reserve(90);
                 for (int index = 0; index < 90; ++index) {
                     held.push_back(Tensor::unwritten({16'384 + index % 3}));
                     held.back()(0) = static_cast<float>(thread * 1000 + index);
