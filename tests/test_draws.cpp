@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "core/draws.hpp"
 #include "core/mersenne_twister.hpp"
-#include "kernels/draws.hpp"
 #include "support/instruction_sets.hpp"
 
-namespace qkv::kernels {
+namespace qkv {
 namespace {
 
 using State = std::array<std::uint32_t, kTwisterWords>;
@@ -73,4 +73,4 @@ TEST_P(DrawVerbs, KeepsWhatIsBelow) {
 }
 
 }  // namespace
-}  // namespace qkv::kernels
+}  // namespace qkv

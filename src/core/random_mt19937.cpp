@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "core/check.hpp"
+#include "core/draws.hpp"
 #include "core/instruction_set.hpp"
 #include "core/mersenne_twister.hpp"
-#include "kernels/draws.hpp"
 #include "qkv/random.hpp"
 
 namespace qkv {
@@ -48,7 +48,7 @@ void Generator::manual_seed(std::uint64_t seed) {
 }
 
 void Generator::refill() {
-    kernels::draws(default_instruction_set()).refill(state_.data());
+    draws(default_instruction_set()).refill(state_.data());
     next_ = 0;
 }
 
@@ -118,7 +118,7 @@ void Generator::bernoulli_(std::span<T> values, double probability) {
     // A uniform double u/2⁵³ for every T: u/2⁵³ < p where u < ⌈p·2⁵³⌉. Two words each, in runs, since a training with
     // dropout draws a number for every weight; a pair across a refill on its own.
     const auto limit = static_cast<std::uint64_t>(std::ceil(probability * 0x1p53));
-    const auto keep = kernels::draws(default_instruction_set()).keep;
+    const auto keep = draws(default_instruction_set()).keep;
     std::array<std::uint8_t, kWords / 2> kept{};
     for (std::size_t done = 0; done < values.size();) {
         const std::size_t pairs = std::min(values.size() - done, (kWords - next_) / 2);

@@ -1,8 +1,8 @@
 // Plain loops, which the compiler turns into vectors of the instruction set.
 #pragma once
 
+#include "core/draws.hpp"
 #include "core/mersenne_twister.hpp"
-#include "kernels/draws.hpp"
 #include "kernels/vector-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();

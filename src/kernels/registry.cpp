@@ -61,6 +61,10 @@ const Layers<double>& layers<double>(InstructionSet set) noexcept {
     return tables(set).layers_f64;
 }
 
-const Draws& draws(InstructionSet set) noexcept { return tables(set).draws; }
-
 }  // namespace qkv::kernels
+
+namespace qkv {
+
+const Draws& draws(InstructionSet set) noexcept { return kernels::tables(set).draws; }
+
+}  // namespace qkv

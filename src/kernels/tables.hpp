@@ -1,7 +1,7 @@
 // The tables that the files of the instruction sets define.
 #pragma once
 
-#include "kernels/draws.hpp"
+#include "core/draws.hpp"
 #include "kernels/kernels.hpp"
 #include "kernels/layers.hpp"
 #include "kernels/products.hpp"

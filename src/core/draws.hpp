@@ -1,11 +1,12 @@
-// Random numbers in runs. They are integers, so every instruction set draws the same.
+// Random numbers in runs: what the generator wants of the kernels, which are above it. They are integers, so every
+// instruction set draws the same.
 #pragma once
 
 #include <cstdint>
 
 #include "qkv/instruction_set.hpp"
 
-namespace qkv::kernels {
+namespace qkv {
 
 struct Draws {
     /// Steps each of the Mersenne Twister's kTwisterWords words once.
@@ -15,6 +16,7 @@ struct Draws {
     void (*keep)(std::uint8_t* kept, const std::uint32_t* words, std::int64_t count, std::uint64_t limit);
 };
 
+/// Defined among the kernels.
 [[nodiscard]] const Draws& draws(InstructionSet set) noexcept;
 
-}  // namespace qkv::kernels
+}  // namespace qkv
