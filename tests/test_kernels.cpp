@@ -230,7 +230,6 @@ TEST_P(EverySet, StoresRoundAsTheTypesDo) {
     }
 }
 
-/// A row's weights and sums do not depend on where the reference has come to rest, up to rounding.
 /// The known answers that come with Random123, the authors' implementation, told from what a draw just reaches and what
 /// it just misses.
 TEST_P(EverySet, DropoutDrawsThePublishedNumbers) {
@@ -255,6 +254,7 @@ TEST_P(EverySet, DropoutDrawsThePublishedNumbers) {
     }
 }
 
+/// A row's weights and sums do not depend on where the reference has come to rest, up to rounding.
 TEST_P(EverySet, SoftenIsAlwaysRelativeToItsReference) {
     const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
     const Room<float> scores(kKeyTile), weights(kKeyTile), sums(kLanes), context(kLanes);

@@ -15,7 +15,7 @@ namespace qkv QKV_EXPORT {
 
 /// torch.Generator('cpu'): a Mersenne Twister (Matsumoto & Nishimura 1998) with PyTorch's ways of drawing from it.
 /// Every draw advances the stream exactly as PyTorch's does, so a program that draws in the same order gets the same
-/// numbers. Copying a Generator copies its place in the stream. T is float or double throughout.
+/// numbers. Copying a Generator copies its place in the stream. T is float or double, of bernoulli_ also a byte.
 ///
 /// Normals in double, and fewer than 16 normals in float, go through the C library's log, log1p, sin and cos, as
 /// PyTorch's do: equal bits there need an equal C library.

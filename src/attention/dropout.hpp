@@ -30,9 +30,9 @@ void dropout_factors(const kernels::Kernels<A>& kernels, const Problem& problem,
         .first_key = problem.offsets.key + tile.column,
         .counter = {0, static_cast<std::uint32_t>(problem.offsets.head + tile.head), static_cast<std::uint32_t>(id)},
         .seed = problem.dropout_seed,
-        // 2³², where all is dropped, has no place in 32 bits; keep_scale is 0 then.
+        // 2³², below which all draws are, has no place in 32 bits.
         .drop_below = static_cast<std::uint32_t>(std::min<std::uint64_t>(problem.drop_below, 0xFFFFFFFFU)),
-        .keep_scale = keep_scale};
+        .keep_scale = problem.drop_below > 0xFFFFFFFFU ? A(0) : keep_scale};
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         row.counter[0] = static_cast<std::uint32_t>(sequence.query_offset + tile.row + r);
         kernels.draw_factors(factors + r * kKeyTile, row, tile.columns);

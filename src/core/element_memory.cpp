@@ -34,9 +34,9 @@ public:
     static constexpr std::size_t kLeast = std::size_t{64} << 10U;  // below, malloc keeps pages itself
     static constexpr std::size_t kMost = std::size_t{64} << 20U;   // all together
 
-    /// Never destroyed: tensors may outlive whatever ends with the program.
-    static Shelf& instance() {
-        static Shelf& shelf = *new Shelf;
+    /// There before anything runs, and never destroyed: tensors may outlive whatever ends with the program.
+    static Shelf& instance() noexcept {
+        static constinit Shelf shelf;
         return shelf;
     }
 
@@ -65,12 +65,19 @@ public:
             return false;
         }
         while (count_ > 0 && (count_ == blocks_.size() || bytes_ + bytes > kMost)) {
-            ::operator delete(blocks_[0].memory, alignment_of(blocks_[0].bytes));
-            remove(0);
+            free_oldest();
         }
         blocks_[count_++] = {memory, bytes};
         bytes_ += bytes;
         return true;
+    }
+
+    /// Gives all of it back.
+    void clear() noexcept {
+        const std::unique_lock lock(mutex_, std::try_to_lock);
+        while (lock && count_ > 0) {
+            free_oldest();
+        }
     }
 
 private:
@@ -78,6 +85,11 @@ private:
         void* memory;
         std::size_t bytes;
     };
+
+    void free_oldest() noexcept {
+        ::operator delete(blocks_[0].memory, alignment_of(blocks_[0].bytes));
+        remove(0);
+    }
 
     void remove(std::size_t at) noexcept {
         bytes_ -= blocks_[at].bytes;
@@ -93,13 +105,28 @@ private:
     std::size_t bytes_ = 0;
 };
 
-/// A sanitizer is to see who uses freed memory.
-bool shelved(std::size_t bytes) {
+// A sanitizer is to see who uses freed memory.
 #if defined(__SANITIZE_ADDRESS__)
-    return false && bytes > 0;
+constexpr bool kShelves = false;
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+constexpr bool kShelves = false;
 #else
-    return bytes >= Shelf::kLeast && bytes <= Shelf::kMost / 4;
+constexpr bool kShelves = true;
 #endif
+#else
+constexpr bool kShelves = true;
+#endif
+
+bool shelved(std::size_t bytes) { return kShelves && bytes >= Shelf::kLeast && bytes <= Shelf::kMost / 4; }
+
+void* fresh(std::size_t bytes) {
+    try {
+        return ::operator new(bytes, alignment_of(bytes));
+    } catch (const std::bad_alloc&) {  // what lies idle may be what is missing
+        Shelf::instance().clear();
+        return ::operator new(bytes, alignment_of(bytes));
+    }
 }
 
 }  // namespace
@@ -110,7 +137,7 @@ void* allocate_elements(std::size_t bytes) {
             return memory;
         }
     }
-    void* const memory = ::operator new(bytes, alignment_of(bytes));
+    void* const memory = fresh(bytes);
 #if defined(__linux__)
     if (bytes >= kHugePage) {  // a wish: where it is not granted the pages are small
         (void)::madvise(memory, bytes, MADV_HUGEPAGE);

@@ -11,7 +11,6 @@
 
 #include "core/check.hpp"
 #include "core/draws.hpp"
-#include "core/instruction_set.hpp"
 #include "core/mersenne_twister.hpp"
 #include "qkv/random.hpp"
 
@@ -19,6 +18,19 @@ namespace qkv {
 namespace {
 
 constexpr std::size_t kWords = kTwisterWords;
+
+/// Those of the machine's best instruction set. All draw the same, so QKV_ISA is not asked: it might be wrong.
+const Draws& verbs() {
+    static const Draws& best = []() -> const Draws& {
+        for (const InstructionSetInfo& info : instruction_sets()) {
+            if (info.available) {
+                return draws(info.set);
+            }
+        }
+        return draws(InstructionSet::scalar);
+    }();
+    return best;
+}
 
 template <class T>
 T unit_uniform(Generator& generator);
@@ -48,7 +60,7 @@ void Generator::manual_seed(std::uint64_t seed) {
 }
 
 void Generator::refill() {
-    draws(default_instruction_set()).refill(state_.data());
+    verbs().refill(state_.data());
     next_ = 0;
 }
 
@@ -118,7 +130,7 @@ void Generator::bernoulli_(std::span<T> values, double probability) {
     // A uniform double u/2⁵³ for every T: u/2⁵³ < p where u < ⌈p·2⁵³⌉. Two words each, in runs, since a training with
     // dropout draws a number for every weight; a pair across a refill on its own.
     const auto limit = static_cast<std::uint64_t>(std::ceil(probability * 0x1p53));
-    const auto keep = draws(default_instruction_set()).keep;
+    const auto keep = verbs().keep;
     std::array<std::uint8_t, kWords / 2> kept{};
     for (std::size_t done = 0; done < values.size();) {
         const std::size_t pairs = std::min(values.size() - done, (kWords - next_) / 2);

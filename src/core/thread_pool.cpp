@@ -1,6 +1,9 @@
 #include "core/thread_pool.hpp"
 
 #include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
 
 #include <chrono>
 
@@ -20,12 +23,33 @@ void pause() noexcept {
 #endif
 }
 
+/// Whether ready() before `end`.
+template <class Ready>
+bool watch(const Ready& ready, std::chrono::steady_clock::time_point end) {
+    while (!ready()) {
+        if (std::chrono::steady_clock::now() >= end) {
+            return false;
+        }
+        pause();
+    }
+    return true;
+}
+
+/// Of the processors, those that this process may use.
+std::int64_t usable_processors() noexcept {
+#if defined(__linux__)
+    cpu_set_t set;
+    if (::sched_getaffinity(0, sizeof(set), &set) == 0) {
+        return CPU_COUNT(&set);
+    }
+#endif
+    return static_cast<std::int64_t>(std::thread::hardware_concurrency());
+}
+
 }  // namespace
 
 ThreadPool::ThreadPool(std::int64_t helpers, ThreadPool* abandoned)
-    : watches_(helpers < static_cast<std::int64_t>(std::thread::hardware_concurrency())),
-      process_(::getpid()),
-      abandoned_(abandoned) {
+    : watches_(helpers < usable_processors()), process_(::getpid()), abandoned_(abandoned) {
     helpers_.reserve(static_cast<std::size_t>(helpers));
     try {
         for (std::int64_t helper = 0; helper < helpers; ++helper) {
@@ -69,9 +93,9 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
         run_one(job, lock);
     }
     const auto ended = [&job] { return job.ended == job.tasks; };
-    if (!ended()) {
+    if (watches_ && !ended()) {
         lock.unlock();
-        watch(ended);
+        (void)watch(ended, std::chrono::steady_clock::now() + kWatch);
         lock.lock();
     }
     job.done.wait(lock, ended);
@@ -114,9 +138,11 @@ void ThreadPool::help() {
     const auto wanted = [this] { return stopping_ || first_ != nullptr; };
     std::unique_lock lock(mutex_);
     while (true) {
-        if (!wanted()) {
+        // Somebody else may have taken what was seen: then there is time left to watch on.
+        const auto end = std::chrono::steady_clock::now() + kWatch;
+        for (bool in_time = watches_; in_time && !wanted();) {
             lock.unlock();
-            watch(wanted);
+            in_time = watch(wanted, end);
             lock.lock();
         }
         posted_.wait(lock, wanted);
@@ -124,17 +150,6 @@ void ThreadPool::help() {
             return;
         }
         run_one(*first_, lock);
-    }
-}
-
-template <class Ready>
-void ThreadPool::watch(const Ready& ready) const {
-    if (!watches_) {
-        return;
-    }
-    const auto end = std::chrono::steady_clock::now() + kWatch;
-    while (!ready() && std::chrono::steady_clock::now() < end) {
-        pause();
     }
 }
 

@@ -49,9 +49,6 @@ private:
 
     void help();
     void stop() noexcept;
-    /// Returns when ready() or when it is time to sleep.
-    template <class Ready>
-    void watch(const Ready& ready) const;
     /// Runs the job's next task; `lock` is held before and after. The job leaves the line with its last task.
     void run_one(Job& job, std::unique_lock<std::mutex>& lock);
 

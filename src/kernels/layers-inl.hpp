@@ -1,5 +1,5 @@
-// The verbs of layers. What is a plain loop here the compiler turns into vectors of the instruction set; sums run in 16
-// interleaved chains so that it may.
+// The verbs of layers. What is a plain loop here the compiler turns into vectors of the instruction set; its sums run
+// in 16 interleaved chains so that it may.
 #pragma once
 
 #include <algorithm>

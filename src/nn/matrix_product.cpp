@@ -21,20 +21,14 @@ constexpr std::int64_t kMostRows = 896;
 constexpr std::int64_t kWorthATask = 1 << 20;
 constexpr std::int64_t kPackingCost = 16;
 
-/// The calling thread's room for packed numbers, with whatever it packed last: at most kMostRows · kChunk of them and a
-/// panel. Each thread keeps its own, so that it finds it in its own caches.
+/// Room for packed numbers, not written yet.
 template <class T>
-T* packing_room(std::int64_t count) {
-    thread_local std::vector<T, qkv::detail::ElementAllocator<T>> room;
+std::vector<T, qkv::detail::ElementAllocator<T>> packing_room(std::int64_t count) {
     try {
-        if (static_cast<std::int64_t>(room.size()) < count) {
-            room.clear();
-            room.resize(static_cast<std::size_t>(count));
-        }
+        return std::vector<T, qkv::detail::ElementAllocator<T>>(static_cast<std::size_t>(count));
     } catch (const std::bad_alloc&) {
         fail(ErrorCode::out_of_memory, "no memory for ", count, " × ", sizeof(T), " bytes of a matrix product");
     }
-    return room.data();
 }
 
 constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -46,7 +40,7 @@ constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_di
 /// first-level cache.
 template <class T>
 bool lies_packed(const Product<T>& p, const kernels::Products<T>& kernels) {
-    constexpr std::int64_t kShortRow = 256;
+    constexpr auto kShortRow = static_cast<std::int64_t>(1024 / sizeof(T));
     constexpr std::int64_t kFewPanels = 8;
     const bool rows = p.a.column_step == 1 && p.a.row_step == p.k && p.k <= kChunk;
     const bool columns = p.a.row_step == 1 && p.a.column_step <= kShortRow && p.n <= kFewPanels * kernels.right_width;
@@ -68,7 +62,8 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
     const std::int64_t height = round_up(rows, kernels.left_width);
     const std::int64_t span = in_place ? p.k : std::min(p.k, std::max<std::int64_t>(1, kMostRows / height) * kChunk);
     const std::int64_t left_room = in_place ? 0 : round_up(height * span, 64);
-    T* const packed = packing_room<T>(left_room + kernels.right_width * std::min(span, kChunk));
+    auto room = packing_room<T>(left_room + kernels.right_width * std::min(span, kChunk));
+    T* const packed = room.data();
     T* const right = packed + left_room;
     const Strided<T> b = p.b.transposed();
     std::int64_t begin = 0;

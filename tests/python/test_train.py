@@ -93,8 +93,11 @@ def test_log_and_plot_show_the_same_history(trained):
     assert f"validation {rows[-1]['validation_loss']:.3f}" in (folder / "loss.svg").read_text()
 
 
+STEPS = 3000  # two seconds: who is stopped after a few must still be under way when the signal comes, on a busy machine too
+
+
 def full_run(qkv, text, folder):
-    arguments = [text, *TINY, "--steps", "400", "--dropout", "0.1", "--save-every", "7"]
+    arguments = [text, *TINY, "--steps", str(STEPS), "--dropout", "0.1", "--save-every", "7"]
     train(qkv, *arguments, "--quiet", "--out", folder / "whole", "--log", folder / "whole.jsonl")
     return arguments
 
@@ -116,7 +119,7 @@ def test_killed_and_resumed_it_has_the_same_bits(qkv, text, tmp_path):
         wait_for_steps(log, steps, process)
         process.send_signal(signal.SIGKILL)
         assert process.wait(TIMEOUT) == -signal.SIGKILL
-        assert 0 < len(load_file(out)["training.losses"]) < 400
+        assert 0 < len(load_file(out)["training.losses"]) < STEPS
     train(qkv, text, "--resume", out, "--log", log, "--threads", "2")
     assert out.read_bytes() == (tmp_path / "whole").read_bytes()
     assert log.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -134,7 +137,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(how, qkv, text, tmp_path):
     process.send_signal(how)
     said = process.communicate(timeout=TIMEOUT)[1].decode().splitlines()[-1]
     assert process.returncode == STOPPED
-    steps = int(re.match(r"qkv: stopped after step (\d+) of 400; to go on: ", said)[1])
+    steps = int(re.match(rf"qkv: stopped after step (\d+) of {STEPS}; to go on: ", said)[1])
     assert len(load_file(tmp_path / "part")["training.losses"]) == steps
     command = said.split("to go on: ")[1]
     environment = os.environ | {"PATH": f"{qkv.parent}:{os.environ['PATH']}"}
@@ -359,12 +362,12 @@ def test_quiet_and_terminal(qkv, text, tmp_path):
 
 def test_in_the_background_it_stays_deaf_to_ctrl_c(qkv, text, tmp_path):
     log = tmp_path / "log"
-    process = subprocess.Popen([qkv, "train", text, *TINY, "--steps", "400", "--save-every", "7", "--quiet", "--log", log, "--out",
+    process = subprocess.Popen([qkv, "train", text, *TINY, "--steps", str(STEPS), "--save-every", "7", "--quiet", "--log", log, "--out",
                                 tmp_path / "m"], preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
     wait_for_steps(log, 20, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(TIMEOUT) == 0
-    assert len(load_file(tmp_path / "m")["training.losses"]) == 400
+    assert len(load_file(tmp_path / "m")["training.losses"]) == STEPS
 
 
 @pytest.mark.parametrize("task", ["copy", "reverse"])
