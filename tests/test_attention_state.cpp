@@ -6,6 +6,7 @@
 #include <limits>
 #include <numeric>
 
+#include "support/oracle.hpp"
 #include "support/small.hpp"
 
 namespace qkv {
@@ -144,6 +145,24 @@ TEST(AttentionState, HeadOffsetsCountForDropout) {
     attention(view(whole.q.data() + 24, shape), view(whole.k.data() + 24, shape), view(whole.v.data() + 24, shape),
               view(second.data(), shape), options);
     EXPECT_TRUE(std::equal(second.begin(), second.end(), whole.out.begin() + 24));
+}
+
+/// p within 2^-33 of 1 drops every draw, the largest too; a weight that passed would be 10^10 times too large.
+TEST(AttentionState, DropoutNearOneKeepsNothing) {
+    constexpr std::int64_t kKey = 960837011;  // with seed 5, query 2: a draw of 2^32 - 1
+    const std::uint32_t counter[4] = {kKey / 4, 2, 0, 0};
+    ASSERT_EQ(oracle::philox(counter, 5, kKey % 4), 0xFFFFFFFFU);
+    Small<float> p({.batch = 1, .heads = 1, .kv_heads = 1, .queries = 1, .keys = 1, .head_dim = 4, .value_dim = 4});
+    AttentionOptions options;
+    options.dropout.seed = 5;
+    options.offsets.query = 2;
+    options.offsets.key = kKey;
+    options.dropout.p = 1 - 0x1p-32;  // the draw of 2^32 - 1 and no other is kept
+    p.forward(options);
+    EXPECT_EQ(p.out[0], p.v[0] * 0x1p32F);
+    options.dropout.p = 1 - 0x1p-34;
+    p.forward(options);
+    EXPECT_EQ(p.out, std::vector<float>(4, 0.0F));
 }
 
 TEST(AttentionState, MergeHasAnIdentityAndKeepsInfinitiesOut) {

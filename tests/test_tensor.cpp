@@ -1,8 +1,15 @@
 #include <gtest/gtest.h>
 
+#if defined(__linux__)
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <limits>
 #include <thread>
 #include <vector>
@@ -86,6 +93,34 @@ TEST(Tensor, NeverSharesMemory) {
     }
     EXPECT_EQ(wrong, 0);
 }
+
+#if defined(__linux__)
+/// What freed tensors left waiting is given back before a tensor is refused.
+TEST(Tensor, IsNotRefusedForMemoryThatLiesIdle) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    GTEST_SKIP() << "sanitizers need more address space than this test leaves";
+#endif
+    constexpr std::int64_t kMiB = std::int64_t{1} << 18;  // in floats
+    const auto refuse_more = [](rlim_t bytes) {
+        rlim_t pages = 0;
+        std::ifstream("/proc/self/statm") >> pages;
+        const rlim_t limit = pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + bytes;
+        const rlimit addresses{limit, limit};
+        return ::setrlimit(RLIMIT_AS, &addresses) == 0;
+    };
+    const auto child = [&refuse_more] {
+        for (std::vector<Tensor> freed; freed.size() < 4;) {
+            freed.push_back(Tensor::unwritten({16 * kMiB}));
+        }
+        if (!refuse_more(rlim_t{20} << 20U)) {
+            std::exit(2);
+        }
+        const Tensor needs_the_idle = Tensor::unwritten({40 * kMiB});
+        std::exit(0);
+    };
+    EXPECT_EXIT(child(), testing::ExitedWithCode(0), "");
+}
+#endif
 
 }  // namespace
 }  // namespace qkv

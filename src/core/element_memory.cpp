@@ -105,15 +105,14 @@ private:
     std::size_t bytes_ = 0;
 };
 
-// A sanitizer is to see who uses freed memory.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool kShelves = false;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-constexpr bool kShelves = false;
+// AddressSanitizer is to see who uses freed memory. gcc tells of it by a macro, clang by a feature.
+#if defined(__has_feature)
+#define QKV_HAS_FEATURE(feature) __has_feature(feature)
 #else
-constexpr bool kShelves = true;
+#define QKV_HAS_FEATURE(feature) 0
 #endif
+#if defined(__SANITIZE_ADDRESS__) || QKV_HAS_FEATURE(address_sanitizer)
+constexpr bool kShelves = false;
 #else
 constexpr bool kShelves = true;
 #endif

@@ -79,15 +79,11 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
     job.body = &body;
     job.tasks = tasks;
     std::unique_lock lock(mutex_);
-    if (first_ == nullptr) {
-        first_ = &job;
-    } else {
-        Job* last = first_;
-        while (last->next != nullptr) {
-            last = last->next;
-        }
-        last->next = &job;
+    std::atomic<Job*>* last = &first_;
+    while (*last != nullptr) {
+        last = &last->load()->next;
     }
+    *last = &job;
     posted_.notify_all();
     while (job.taken < job.tasks) {
         run_one(job, lock);
@@ -107,15 +103,11 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
 void ThreadPool::run_one(Job& job, std::unique_lock<std::mutex>& lock) {
     const std::int64_t task = job.taken++;
     if (job.taken == job.tasks) {
-        if (first_ == &job) {
-            first_ = job.next;
-        } else {
-            Job* before = first_;
-            while (before->next != &job) {
-                before = before->next;
-            }
-            before->next = job.next;
+        std::atomic<Job*>* link = &first_;
+        while (*link != &job) {
+            link = &link->load()->next;
         }
+        *link = job.next.load();
     }
     lock.unlock();
     std::exception_ptr error;

@@ -44,7 +44,7 @@ private:
         std::atomic<std::int64_t> ended = 0;  // written with the mutex held, as all of this; watched without
         std::exception_ptr error;
         std::condition_variable done;
-        Job* next = nullptr;
+        std::atomic<Job*> next = nullptr;  // atomic only so that the line is links of one kind
     };
 
     void help();
