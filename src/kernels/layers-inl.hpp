@@ -136,18 +136,6 @@ void GeluBackward(A* d, const A* x, std::int64_t count) {
     Map(d, count, typename Form::Slope(), static_cast<const A*>(d), x);
 }
 
-/// As many numbers as a vector holds doubles.
-HWY_INLINE Vec<double> LoadWide(const double* from) { return hn::LoadU(Tag<double>(), from); }
-HWY_INLINE Vec<double> LoadWide(const float* from) {
-    const hn::Rebind<float, Tag<double>> d;
-    return hn::PromoteTo(Tag<double>(), hn::LoadU(d, from));
-}
-HWY_INLINE void StoreWide(Vec<double> values, double* to) { hn::StoreU(values, Tag<double>(), to); }
-HWY_INLINE void StoreWide(Vec<double> values, float* to) {
-    const hn::Rebind<float, Tag<double>> d;
-    hn::StoreU(hn::DemoteTo(d, values), d, to);
-}
-
 /// visit(place, ones, load, store) for a row's places, a vector of doubles at a time. The last ones come in vectors
 /// that are not full: the other lanes load as 0, are not stored, and are 0 in `ones`.
 template <class Visit>
@@ -177,67 +165,129 @@ HWY_INLINE void ForWide(std::int64_t width, const Visit& visit) {
 
 HWY_INLINE double SumOf(Vec<double> lanes) { return hn::GetLane(hn::SumOfLanes(Tag<double>(), lanes)); }
 
+/// Rows of layer norm that run side by side: each of them alone would wait for its own sums.
+inline constexpr unsigned kNormRows = 8;
+
 /// What makes a row's mean 0 and its variance 1: (x − mean) · inverse.
+template <unsigned kRows>
 struct RowMoments {
-    double mean, inverse;
+    Vec<double> mean[kRows], inverse[kRows];
 };
 
-template <class A>
-HWY_INLINE RowMoments MomentsOf(const A* x, std::int64_t width, double eps) {
+/// term(r) for each of kRows rows.
+template <unsigned kRows, class Term>
+HWY_INLINE void ForRows(const Term& term) {
+    HWY_UNROLL(8)
+    for (unsigned r = 0; r < kRows; ++r) {
+        term(r);
+    }
+}
+
+template <unsigned kRows, class A>
+HWY_INLINE void MomentsOf(RowMoments<kRows>& moments, const A* x, std::int64_t width, double eps) {
     const Tag<double> d;
     const auto count = static_cast<double>(width);
-    auto sum = hn::Zero(d);
-    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto&)
-                       HWY_ATTR { sum = hn::Add(sum, load(x + i)); });
-    const double mean = SumOf(sum) / count;
-    auto squares = hn::Zero(d);
+    Vec<double> sums[kRows];
+    ForRows<kRows>([&](unsigned r) HWY_ATTR { sums[r] = hn::Zero(d); });
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto&) HWY_ATTR {
+        ForRows<kRows>([&](unsigned r) HWY_ATTR { sums[r] = hn::Add(sums[r], load(x + r * width + i)); });
+    });
+    ForRows<kRows>([&](unsigned r) HWY_ATTR {
+        moments.mean[r] = hn::Set(d, SumOf(sums[r]) / count);
+        sums[r] = hn::Zero(d);
+    });
     ForWide(width, [&](std::int64_t i, Vec<double> one, const auto& load, const auto&) HWY_ATTR {
-        const auto distance = hn::Mul(hn::Sub(load(x + i), hn::Set(d, mean)), one);
-        squares = hn::MulAdd(distance, distance, squares);
+        ForRows<kRows>([&](unsigned r) HWY_ATTR {
+            const auto distance = hn::Mul(hn::Sub(load(x + r * width + i), moments.mean[r]), one);
+            sums[r] = hn::MulAdd(distance, distance, sums[r]);
+        });
     });
-    return {mean, 1.0 / std::sqrt(SumOf(squares) / count + eps)};
+    ForRows<kRows>([&](unsigned r)
+                       HWY_ATTR { moments.inverse[r] = hn::Set(d, 1.0 / std::sqrt(SumOf(sums[r]) / count + eps)); });
 }
 
-template <class A>
-void LayerNorm(A* HWY_RESTRICT y, const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT shift,
-               std::int64_t width, double eps) {
-    const Tag<double> d;
-    const RowMoments moments = MomentsOf(x, width, eps);
-    const auto mean = hn::Set(d, moments.mean);
-    const auto inverse = hn::Set(d, moments.inverse);
+template <unsigned kRows, class A>
+HWY_INLINE void LayerNormRows(A* HWY_RESTRICT y, const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale,
+                              const A* HWY_RESTRICT shift, std::int64_t width, double eps) {
+    RowMoments<kRows> moments;
+    MomentsOf(moments, x, width, eps);
     ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
-        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
-        store(hn::MulAdd(normal, load(scale + i), load(shift + i)), y + i);
+        const auto times = load(scale + i);
+        const auto plus = load(shift + i);
+        ForRows<kRows>([&](unsigned r) HWY_ATTR {
+            const auto normal = hn::Mul(hn::Sub(load(x + r * width + i), moments.mean[r]), moments.inverse[r]);
+            store(hn::MulAdd(normal, times, plus), y + r * width + i);
+        });
     });
 }
 
-template <class A>
-void LayerNormBackward(A* HWY_RESTRICT d_x, double* HWY_RESTRICT d_scale, double* HWY_RESTRICT d_shift,
-                       const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT d_y,
-                       std::int64_t width, double eps) {
+template <class A, unsigned kRows = kNormRows>
+void LayerNorm(A* y, const A* x, const A* scale, const A* shift, std::int64_t rows, std::int64_t width, double eps) {
+    for (; rows >= kRows; rows -= kRows) {
+        LayerNormRows<kRows>(y, x, scale, shift, width, eps);
+        y += kRows * width;
+        x += kRows * width;
+    }
+    if constexpr (kRows > 1) {
+        LayerNorm<A, 1>(y, x, scale, shift, rows, width, eps);
+    }
+}
+
+template <unsigned kRows, class A>
+HWY_INLINE void LayerNormBackwardRows(A* HWY_RESTRICT d_x, double* HWY_RESTRICT d_scale, double* HWY_RESTRICT d_shift,
+                                      const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT d_y,
+                                      std::int64_t width, double eps) {
     const Tag<double> d;
-    const RowMoments moments = MomentsOf(x, width, eps);
-    const auto mean = hn::Set(d, moments.mean);
-    const auto inverse = hn::Set(d, moments.inverse);
-    auto sum = hn::Zero(d);
-    auto sum_along = hn::Zero(d);
+    RowMoments<kRows> moments;
+    MomentsOf(moments, x, width, eps);
+    const auto normal = [&](Vec<double> value, unsigned r)
+                            HWY_ATTR { return hn::Mul(hn::Sub(value, moments.mean[r]), moments.inverse[r]); };
+    Vec<double> sums[kRows], sums_along[kRows];
+    ForRows<kRows>([&](unsigned r) HWY_ATTR { sums[r] = sums_along[r] = hn::Zero(d); });
     ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
-        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
-        const auto slope = load(d_y + i);
-        const auto g = hn::Mul(slope, load(scale + i));
-        sum = hn::Add(sum, g);
-        sum_along = hn::MulAdd(g, normal, sum_along);
-        store(hn::MulAdd(slope, normal, load(d_scale + i)), d_scale + i);
-        store(hn::Add(load(d_shift + i), slope), d_shift + i);
+        const auto times = load(scale + i);
+        auto to_scale = load(d_scale + i);
+        auto to_shift = load(d_shift + i);
+        ForRows<kRows>([&](unsigned r) HWY_ATTR {
+            const auto along = normal(load(x + r * width + i), r);
+            const auto slope = load(d_y + r * width + i);
+            const auto g = hn::Mul(slope, times);
+            sums[r] = hn::Add(sums[r], g);
+            sums_along[r] = hn::MulAdd(g, along, sums_along[r]);
+            to_scale = hn::MulAdd(slope, along, to_scale);
+            to_shift = hn::Add(to_shift, slope);
+        });
+        store(to_scale, d_scale + i);
+        store(to_shift, d_shift + i);
     });
     const auto count = static_cast<double>(width);
-    const auto mean_g = hn::Set(d, SumOf(sum) / count);
-    const auto along = hn::Set(d, SumOf(sum_along) / count);
-    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
-        const auto normal = hn::Mul(hn::Sub(load(x + i), mean), inverse);
-        const auto g = hn::Mul(load(d_y + i), load(scale + i));
-        store(hn::Mul(hn::NegMulAdd(normal, along, hn::Sub(g, mean_g)), inverse), d_x + i);
+    ForRows<kRows>([&](unsigned r) HWY_ATTR {
+        sums[r] = hn::Set(d, SumOf(sums[r]) / count);
+        sums_along[r] = hn::Set(d, SumOf(sums_along[r]) / count);
     });
+    ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
+        const auto times = load(scale + i);
+        ForRows<kRows>([&](unsigned r) HWY_ATTR {
+            const auto g = hn::Mul(load(d_y + r * width + i), times);
+            const auto along = normal(load(x + r * width + i), r);
+            const auto rest = hn::NegMulAdd(along, sums_along[r], hn::Sub(g, sums[r]));
+            store(hn::Mul(rest, moments.inverse[r]), d_x + r * width + i);
+        });
+    });
+}
+
+template <class A, unsigned kRows = kNormRows>
+void LayerNormBackward(A* d_x, double* d_scale, double* d_shift, const A* x, const A* scale, const A* d_y,
+                       std::int64_t rows, std::int64_t width, double eps) {
+    for (; rows >= kRows; rows -= kRows) {
+        LayerNormBackwardRows<kRows>(d_x, d_scale, d_shift, x, scale, d_y, width, eps);
+        d_x += kRows * width;
+        x += kRows * width;
+        d_y += kRows * width;
+    }
+    if constexpr (kRows > 1) {
+        LayerNormBackward<A, 1>(d_x, d_scale, d_shift, x, scale, d_y, rows, width, eps);
+    }
 }
 
 template <class A>
@@ -290,9 +340,17 @@ void ScaleBy(A* x, std::int64_t count, double factor) {
 }
 
 template <class A>
-void Drop(A* HWY_RESTRICT x, const std::uint8_t* HWY_RESTRICT keep, std::int64_t count, A scale) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        x[i] = keep[i] != 0 ? x[i] * scale : A(0);
+void Drop(A* y, const A* x, const std::uint8_t* HWY_RESTRICT keep, std::int64_t count, A scale) {
+    const auto run = [=](A* HWY_RESTRICT to, const auto& from) HWY_ATTR {
+        for (std::int64_t i = 0; i < count; ++i) {
+            to[i] = keep[i] != 0 ? from(to, i) * scale : A(0);
+        }
+    };
+    // What may be one array the compiler would not turn into vectors.
+    if (y == x) {
+        run(y, [](const A* to, std::int64_t i) HWY_ATTR { return to[i]; });
+    } else {
+        run(y, [x](const A*, std::int64_t i) HWY_ATTR { return x[i]; });
     }
 }
 

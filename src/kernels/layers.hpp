@@ -40,12 +40,13 @@ struct Layers {
     void (*gelu_tanh_backward)(A* d, const A* x, std::int64_t count);
     void (*gelu_erf_backward)(A* d, const A* x, std::int64_t count);
 
-    /// y ← (x − mean) / √(variance + eps) · scale + shift, in double until it is stored.
-    void (*layer_norm)(A* y, const A* x, const A* scale, const A* shift, std::int64_t width, double eps);
-    /// With n the normalised row and g = d_y · scale, d_x ← (g − mean(g) − n · mean(g · n)) / √(variance + eps),
-    /// d_scale += d_y · n, d_shift += d_y.
+    /// For each row, y ← (x − mean) / √(variance + eps) · scale + shift, in double until it is stored.
+    void (*layer_norm)(A* y, const A* x, const A* scale, const A* shift, std::int64_t rows, std::int64_t width,
+                       double eps);
+    /// For each row, in their order, with n the normalised row and g = d_y · scale, d_x ← (g − mean(g) − n · mean(g ·
+    /// n)) / √(variance + eps), d_scale += d_y · n, d_shift += d_y.
     void (*layer_norm_backward)(A* d_x, double* d_scale, double* d_shift, const A* x, const A* scale, const A* d_y,
-                                std::int64_t width, double eps);
+                                std::int64_t rows, std::int64_t width, double eps);
 
     SoftmaxMoments<A> (*softmax_moments)(const A* x, std::int64_t count);
     /// x ← factor · softmax(x)
@@ -55,8 +56,8 @@ struct Layers {
     void (*add)(A* a, const A* b, std::int64_t count);
     /// x ← factor · x
     void (*scale)(A* x, std::int64_t count, double factor);
-    /// x ← scale · x where `keep` is not 0, else 0
-    void (*drop)(A* x, const std::uint8_t* keep, std::int64_t count, A scale);
+    /// y ← scale · x where `keep` is not 0, else 0; y may be x.
+    void (*drop)(A* y, const A* x, const std::uint8_t* keep, std::int64_t count, A scale);
     double (*sum_of_squares)(const A* x, std::int64_t count);
     /// One step of `parameter` and its moments along `gradient`.
     void (*adamw)(A* parameter, A* first, A* second, const A* gradient, std::int64_t count, const AdamWStep<A>& step);

@@ -240,11 +240,39 @@ void MultiplyPanel(A* c, std::int64_t c_stride, const Panels<A>& left, const A* 
     tiles(c, c_stride, left, right, rows, columns, inner, chain, finish);
 }
 
-template <class A>
-void AddRows(double* HWY_RESTRICT sums, const A* HWY_RESTRICT from, std::int64_t stride, std::int64_t rows,
-             std::int64_t columns) {
+/// kVectors of columns, in registers while the rows pass.
+template <unsigned kVectors, class A>
+HWY_INLINE void AddRowVectors(double* sums, const A* from, std::int64_t stride, std::int64_t rows) {
+    const Tag<double> d;
+    Vec<double> chains[kVectors];
+    HWY_UNROLL(4)
+    for (unsigned j = 0; j < kVectors; ++j) {
+        chains[j] = hn::LoadU(d, sums + j * kWidth<double>);
+    }
     for (std::int64_t r = 0; r < rows; ++r) {
-        for (std::int64_t j = 0; j < columns; ++j) {
+        HWY_UNROLL(4)
+        for (unsigned j = 0; j < kVectors; ++j) {
+            chains[j] = hn::Add(chains[j], LoadWide(from + r * stride + j * kWidth<double>));
+        }
+    }
+    HWY_UNROLL(4)
+    for (unsigned j = 0; j < kVectors; ++j) {
+        hn::StoreU(chains[j], d, sums + j * kWidth<double>);
+    }
+}
+
+template <class A>
+void AddRows(double* sums, const A* from, std::int64_t stride, std::int64_t rows, std::int64_t columns) {
+    constexpr std::int64_t kVector = kWidth<double>;
+    std::int64_t j = 0;
+    for (; j + 4 * kVector <= columns; j += 4 * kVector) {
+        AddRowVectors<4>(sums + j, from + j, stride, rows);
+    }
+    for (; j + kVector <= columns; j += kVector) {
+        AddRowVectors<1>(sums + j, from + j, stride, rows);
+    }
+    for (; j < columns; ++j) {
+        for (std::int64_t r = 0; r < rows; ++r) {
             sums[j] += static_cast<double>(from[r * stride + j]);
         }
     }

@@ -110,5 +110,17 @@ HWY_INLINE Vec<double> Exp(Vec<double> x) {
 }
 HWY_INLINE Vec<double> Tanh(Vec<double> x) { return EachLane(x, static_cast<double (*)(double)>(std::tanh)); }
 
+/// As many numbers as a vector holds doubles.
+HWY_INLINE Vec<double> LoadWide(const double* from) { return hn::LoadU(Tag<double>(), from); }
+HWY_INLINE Vec<double> LoadWide(const float* from) {
+    const hn::Rebind<float, Tag<double>> d;
+    return hn::PromoteTo(Tag<double>(), hn::LoadU(d, from));
+}
+HWY_INLINE void StoreWide(Vec<double> values, double* to) { hn::StoreU(values, Tag<double>(), to); }
+HWY_INLINE void StoreWide(Vec<double> values, float* to) {
+    const hn::Rebind<float, Tag<double>> d;
+    hn::StoreU(hn::DemoteTo(d, values), d, to);
+}
+
 }  // namespace qkv::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

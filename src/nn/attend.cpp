@@ -164,28 +164,25 @@ ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicT
 }
 
 template <class T>
-BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
+void check_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
     const std::int64_t batch = memory.queries.size(0);
     const std::int64_t tokens = memory.queries.size(1);
     check_gradient(d_output, memory.batched ? Shape{batch, tokens, width} : Shape{tokens, width});
-    return d_output.reshaped({batch, tokens, width});
 }
 
 template <class T>
-BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b) {
-    for (std::int64_t i = 0; i < a.numel(); ++i) {
-        a.data()[i] += b.data()[i];
-    }
-    return a;
+BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width) {
+    check_gradient(d_output, memory, width);
+    return d_output.reshaped({memory.queries.size(0), memory.queries.size(1), width});
 }
 
-#define QKV_INSTANTIATE(T)                                                                               \
-    template void record_projected(const Remembered<T>&, BasicTrace<T>*);                                \
-    template void record_turned(const Remembered<T>&, BasicTrace<T>*);                                   \
-    template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                                 \
-    template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&);        \
-    template BasicTensor<T> checked_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t); \
-    template BasicTensor<T> sum(BasicTensor<T>, const BasicTensor<T>&);
+#define QKV_INSTANTIATE(T)                                                                        \
+    template void record_projected(const Remembered<T>&, BasicTrace<T>*);                         \
+    template void record_turned(const Remembered<T>&, BasicTrace<T>*);                            \
+    template void attend(Remembered<T>&, AttendOptions, const Pass<T>&);                          \
+    template ProjectionGradients<T> attend_backward(const Remembered<T>&, const BasicTensor<T>&); \
+    template void check_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t);      \
+    template BasicTensor<T> checked_gradient(const BasicTensor<T>&, const Remembered<T>&, std::int64_t);
 QKV_INSTANTIATE(float)
 QKV_INSTANTIATE(double)
 #undef QKV_INSTANTIATE

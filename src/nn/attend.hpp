@@ -101,13 +101,12 @@ void record_turned(const Remembered<T>& memory, BasicTrace<T>* trace);
 template <class T>
 [[nodiscard]] ProjectionGradients<T> attend_backward(const Remembered<T>& memory, const BasicTensor<T>& d_context);
 
-/// The gradient that reaches a stage, with a batch axis: [batch, tokens, width]. Throws as check_gradient.
+/// Throws as check_gradient, unless the gradient that reaches a stage has the shape of an output of this width.
+template <class T>
+void check_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory, std::int64_t width);
+/// The same, and returns the gradient with a batch axis: [batch, tokens, width].
 template <class T>
 [[nodiscard]] BasicTensor<T> checked_gradient(const BasicTensor<T>& d_output, const Remembered<T>& memory,
                                               std::int64_t width);
-
-/// a + b, elementwise.
-template <class T>
-[[nodiscard]] BasicTensor<T> sum(BasicTensor<T> a, const BasicTensor<T>& b);
 
 }  // namespace qkv::nn

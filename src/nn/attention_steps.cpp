@@ -129,14 +129,18 @@ void check_context_length(std::int64_t tokens, std::int64_t context_length) {
 }
 
 template <class T>
-BasicTensor<T> with_batch(const BasicTensor<T>& x, std::int64_t width, const char* what) {
+BasicTensor<T> with_batch(BasicTensor<T> x, std::int64_t width, const char* what) {
     const bool fits = (x.rank() == 2 || x.rank() == 3) && (width < 0 || x.size(-1) == width);
     if (!fits) {
         const std::string expected = width < 0 ? "width" : std::to_string(width);
         fail(ErrorCode::shape_mismatch, what, " has shape ", to_string(x.shape()), "; expected [tokens, ", expected,
              "] or [batch, tokens, ", expected, "]");
     }
-    return x.rank() == 3 ? x : x.reshaped({1, x.size(0), x.size(1)});
+    if (x.rank() == 2) {
+        Shape shape{1, x.size(0), x.size(1)};
+        return std::move(x).reshaped(std::move(shape));
+    }
+    return x;
 }
 
 template <class T>
@@ -233,7 +237,7 @@ void record_steps(const AttentionSteps<T>& steps, const Shape& leading, BasicTra
     template void softmax_row(const T*, T*, std::int64_t);                                                    \
     template AttentionSteps<T> attention_steps(const BasicTensor<T>&, const BasicTensor<T>&, const StepMask&, \
                                                const KeepBytes&, double);                                     \
-    template BasicTensor<T> with_batch(const BasicTensor<T>&, std::int64_t, const char*);                     \
+    template BasicTensor<T> with_batch(BasicTensor<T>, std::int64_t, const char*);                            \
     template BasicTensor<T> without_batch(BasicTensor<T>, bool);                                              \
     template BasicTensor<T> split_heads(const BasicTensor<T>&, std::int64_t);                                 \
     template StateDict<T> from_torch_multihead(StateDict<T>);                                                 \

@@ -68,7 +68,7 @@ void check_context_length(std::int64_t tokens, std::int64_t context_length);
 /// [tokens, width] or [batch, tokens, width] as [batch, tokens, width]; throws Error(shape_mismatch) naming `what`
 /// unless the rank is 2 or 3 and the width is `width` (−1: any).
 template <class T>
-[[nodiscard]] BasicTensor<T> with_batch(const BasicTensor<T>& x, std::int64_t width, const char* what);
+[[nodiscard]] BasicTensor<T> with_batch(BasicTensor<T> x, std::int64_t width, const char* what);
 /// Drops a leading axis again if the input had none.
 template <class T>
 [[nodiscard]] BasicTensor<T> without_batch(BasicTensor<T> x, bool input_had_batch);

@@ -46,7 +46,7 @@ BasicTensor<T> BasicCausalAttention<T>::backward(const BasicTensor<T>& d_output)
     const Remembered<T>& memory = recall(this->memory_);
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
-    return without_batch(sum(std::move(d.queries), d.source), memory.batched);
+    return without_batch(std::move(d.queries), memory.batched);
 }
 
 template <class T>

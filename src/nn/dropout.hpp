@@ -18,5 +18,9 @@ namespace qkv::nn {
 /// x in place: 0 where not kept, times 1/(1−p) where kept; unchanged where `keep` is empty. The way back is the same.
 template <class T>
 void drop(BasicTensor<T>& x, const KeepBytes& keep, double p, const Runtime& runtime);
+/// The same of x as it is, in `room`; x itself where `keep` is empty.
+template <class T>
+[[nodiscard]] const BasicTensor<T>& dropped(const BasicTensor<T>& x, const KeepBytes& keep, double p,
+                                            BasicTensor<T>& room, const Runtime& runtime);
 
 }  // namespace qkv::nn

@@ -31,7 +31,8 @@ BasicTensor<T> gelu_backward(const BasicTensor<T>& x, BasicTensor<T> d_y, Gelu f
 template <class T>
 struct BasicFeedForward<T>::Kept {
     BasicTensor<T> x;       // [..., emb_dim]
-    BasicTensor<T> hidden;  // [..., 4 · emb_dim], before the GELU, which backward computes again
+    BasicTensor<T> hidden;  // [..., 4 · emb_dim], before the GELU
+    BasicTensor<T> active;  // the same after it
     const Runtime* runtime = &Runtime::serial();
 };
 
@@ -42,18 +43,20 @@ BasicFeedForward<T>::BasicFeedForward(std::int64_t emb_dim, Gelu form, Generator
       narrow_(widen_.d_out(), emb_dim, true, generator) {}
 
 template <class T>
-BasicTensor<T> BasicFeedForward<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+BasicTensor<T> BasicFeedForward<T>::forward(BasicTensor<T> x, const Pass<T>& pass) const {
     return narrow_.forward(gelu(widen_.forward(x, *pass.runtime), form_, *pass.runtime), *pass.runtime);
 }
 
 template <class T>
-BasicTensor<T> BasicFeedForward<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+BasicTensor<T> BasicFeedForward<T>::forward(BasicTensor<T> x, const Pass<T>& pass) {
     if (!this->training()) {
-        return std::as_const(*this).forward(x, pass);
+        return std::as_const(*this).forward(std::move(x), pass);
     }
-    auto kept = std::make_shared<Kept>(Kept{x, widen_.forward(x, *pass.runtime), pass.runtime});
-    BasicTensor<T> y = narrow_.forward(gelu(kept->hidden, form_, *pass.runtime), *pass.runtime);
-    kept_ = std::move(kept);
+    const Runtime& runtime = *pass.runtime;
+    BasicTensor<T> hidden = widen_.forward(x, runtime);
+    BasicTensor<T> active = gelu(hidden, form_, runtime);
+    BasicTensor<T> y = narrow_.forward(active, runtime);
+    kept_ = std::make_shared<Kept>(Kept{std::move(x), std::move(hidden), std::move(active), &runtime});
     return y;
 }
 
@@ -62,7 +65,7 @@ BasicTensor<T> BasicFeedForward<T>::backward(const BasicTensor<T>& d_output) {
     const Kept& kept = recall(kept_);
     check_gradient(d_output, kept.x.shape());
     const Runtime& runtime = *kept.runtime;
-    BasicTensor<T> d_hidden = narrow_.backward(gelu(kept.hidden, form_, runtime), d_output, runtime);
+    BasicTensor<T> d_hidden = narrow_.backward(kept.active, d_output, runtime);
     d_hidden = gelu_backward(kept.hidden, std::move(d_hidden), form_, runtime);
     return widen_.backward(kept.x, d_hidden, runtime);
 }

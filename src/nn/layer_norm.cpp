@@ -45,10 +45,8 @@ BasicTensor<T> BasicLayerNorm<T>::forward(const BasicTensor<T>& x, const Runtime
     const auto normalise = kernels::layers<T>(runtime.instruction_set()).layer_norm;
     BasicTensor<T> y = BasicTensor<T>::unwritten(x.shape());
     for_runs(runtime, x.numel() / width(), width(), [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t row = begin; row < end; ++row) {
-            normalise(y.data() + row * width(), x.data() + row * width(), scale_.value.data(), shift_.value.data(),
-                      width(), eps_);
-        }
+        normalise(y.data() + begin * width(), x.data() + begin * width(), scale_.value.data(), shift_.value.data(),
+                  end - begin, width(), eps_);
     });
     return y;
 }
@@ -69,10 +67,8 @@ BasicTensor<T> BasicLayerNorm<T>::backward(const BasicTensor<T>& x, const BasicT
     std::vector<double> sums(static_cast<std::size_t>(tasks * 2 * width()));
     for_runs(runtime, rows, width(), [&](std::int64_t begin, std::int64_t end) {
         double* const d_scale = sums.data() + begin / run * 2 * width();
-        for (std::int64_t row = begin; row < end; ++row) {
-            back(d_x.data() + row * width(), d_scale, d_scale + width(), x.data() + row * width(), scale_.value.data(),
-                 d_y.data() + row * width(), width(), eps_);
-        }
+        back(d_x.data() + begin * width(), d_scale, d_scale + width(), x.data() + begin * width(), scale_.value.data(),
+             d_y.data() + begin * width(), end - begin, width(), eps_);
     });
     BasicTensor<T>& scale = scale_.accumulated();
     BasicTensor<T>& shift = shift_.accumulated();

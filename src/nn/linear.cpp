@@ -1,6 +1,7 @@
 #include "qkv/nn/linear.hpp"
 
 #include <cmath>
+#include <utility>
 
 #include "core/check.hpp"
 #include "nn/matrix_product.hpp"
@@ -63,12 +64,19 @@ BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& r
 }
 
 template <class T>
-BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y, const Runtime& runtime) {
-    if (const Shape expected = output_shape(x, d_in(), d_out()); d_y.shape() != expected) {
+BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y, const Runtime& runtime,
+                                        BasicTensor<T> more) {
+    const Shape expected = output_shape(x, d_in(), d_out());
+    const std::int64_t rows = x.numel() / d_in();
+    if (d_y.rank() < 1 || d_y.size(-1) != d_out() || d_y.numel() != rows * d_out()) {
         fail(ErrorCode::shape_mismatch, "linear layer: the gradient of the output has shape ", to_string(d_y.shape()),
              "; expected ", to_string(expected));
     }
-    const std::int64_t rows = x.numel() / d_in();
+    const bool adds = !more.empty();
+    if (adds && more.shape() != x.shape()) {
+        fail(ErrorCode::shape_mismatch, "linear layer: a gradient of the input has shape ", to_string(more.shape()),
+             "; expected ", to_string(x.shape()));
+    }
     const Sums sums = gradient_sums_for_weight(weight_.value.numel());
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W
@@ -85,13 +93,14 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
     if (bias_) {
         add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);
     }
-    BasicTensor<T> d_x = BasicTensor<T>::unwritten(x.shape());
+    BasicTensor<T> d_x = adds ? std::move(more) : BasicTensor<T>::unwritten(x.shape());
     multiply<T>({.m = rows,
                  .n = d_in(),
                  .k = d_out(),
                  .a = row_major(d_y.data(), d_out()),
                  .b = row_major(weight_.value.data(), d_in()),
                  .c = d_x.data(),
+                 .add = adds,
                  .sums = sums},
                 runtime);
     return d_x;

@@ -156,7 +156,7 @@ void multiply(const Product<T>& p, const Runtime& runtime) {
 template <class T>
 void add_rows(T* sums, const T* from, std::int64_t rows, std::int64_t columns, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
-    constexpr std::int64_t kStrip = 256;  // columns
+    constexpr std::int64_t kStrip = 32;  // columns: two lines of a row, and four chains of sums
     const Runtime& crew = rows * columns * kPackingCost < kWorthATask ? Runtime::serial() : runtime;
     crew.parallel_for(ceil_divide(columns, kStrip), [&](std::int64_t strip) {
         const std::int64_t first = strip * kStrip;

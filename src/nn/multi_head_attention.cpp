@@ -22,28 +22,26 @@ BasicMultiHeadAttention<T>::BasicMultiHeadAttention(const MultiHeadAttentionOpti
 }
 
 template <class T>
-void BasicMultiHeadAttention<T>::read_input(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const {
+void BasicMultiHeadAttention<T>::read_input(BasicTensor<T> x, const Pass<T>& pass, Remembered<T>& memory) const {
     memory.runtime = pass.runtime;
     memory.batched = x.rank() == 3;
-    memory.query_input = with_batch(x, options_.d_in, "input");  // [batch, tokens, d_in]
+    memory.query_input = with_batch(std::move(x), options_.d_in, "input");  // [batch, tokens, d_in]
 }
 
 template <class T>
-void BasicMultiHeadAttention<T>::project_input(const BasicTensor<T>& x, Remembered<T>& memory,
-                                               BasicTrace<T>* trace) const {
+void BasicMultiHeadAttention<T>::project_input(Remembered<T>& memory, BasicTrace<T>* trace) const {
     project(query_, key_, value_, memory);
     if (trace != nullptr) {
-        trace->record("inputs", x);
+        trace->record("inputs", without_batch(memory.query_input, memory.batched));
         record_layers<T>({&query_, &key_, &value_}, *trace);
     }
 }
 
 template <class T>
-BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, const Pass<T>& pass,
-                                                   Remembered<T>& memory) const {
-    read_input(x, pass, memory);
+BasicTensor<T> BasicMultiHeadAttention<T>::compute(BasicTensor<T> x, const Pass<T>& pass, Remembered<T>& memory) const {
+    read_input(std::move(x), pass, memory);
     check_context_length(memory.query_input.size(1), options_.context_length);
-    project_input(x, memory, pass.trace);
+    project_input(memory, pass.trace);
     return attend_and_project(memory,
                               {.heads = options_.num_heads,
                                .kv_heads = options_.num_kv_heads,
@@ -56,33 +54,33 @@ BasicTensor<T> BasicMultiHeadAttention<T>::compute(const BasicTensor<T>& x, cons
 template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(this->memory_);
-    const BasicTensor<T> d_out = checked_gradient(d_output, memory, options_.d_out);
-    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out, *memory.runtime);
+    check_gradient(d_output, memory, options_.d_out);
+    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_output, *memory.runtime);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
-    return without_batch(sum(std::move(d.queries), d.source), memory.batched);
+    return without_batch(std::move(d.queries), memory.batched);
 }
 
 template <class T>
-BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
+BasicTensor<T> BasicMultiHeadAttention<T>::forward(BasicTensor<T> x, const Pass<T>& pass) const {
     Remembered<T> memory;
-    return compute(x, pass, memory);
+    return compute(std::move(x), pass, memory);
 }
 
 template <class T>
-BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) {
+BasicTensor<T> BasicMultiHeadAttention<T>::forward(BasicTensor<T> x, const Pass<T>& pass) {
     return remembering<T>(this->training(), this->memory_,
-                          [&](Remembered<T>& memory) { return compute(x, pass, memory); });
+                          [&](Remembered<T>& memory) { return compute(std::move(x), pass, memory); });
 }
 
 template <class T>
-BasicTensor<T> BasicMultiHeadAttention<T>::forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
+BasicTensor<T> BasicMultiHeadAttention<T>::forward(BasicTensor<T> x, KvCache& cache, const CacheBatch& batch,
                                                    const Pass<T>& pass) const {
     if (this->training() && options_.dropout > 0) {
         fail(ErrorCode::unsupported, "dropout ", options_.dropout, " in training over a cache; call eval()");
     }
     Remembered<T> memory;
-    read_input(x, pass, memory);
-    project_input(x, memory, pass.trace);
+    read_input(std::move(x), pass, memory);
+    project_input(memory, pass.trace);
     attend_cached(memory,
                   {.heads = options_.num_heads,
                    .kv_heads = options_.num_kv_heads,

@@ -3,6 +3,7 @@
 
 #include "core/check.hpp"
 #include "nn/attend.hpp"
+#include "nn/rows.hpp"
 #include "qkv/nn/multi_head_attention.hpp"
 
 namespace qkv::nn {
@@ -125,7 +126,11 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>&
                 d_context.row(row).begin());
         }
         BasicTensor<T> d_input = heads_[static_cast<std::size_t>(head)].backward(d_context);
-        d_x = head == 0 ? std::move(d_input) : sum(std::move(d_x), d_input);
+        if (head == 0) {
+            d_x = std::move(d_input);
+        } else {
+            add_to(d_x, d_input, Runtime::serial());
+        }
     }
     return d_x;
 }

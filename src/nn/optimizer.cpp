@@ -41,6 +41,32 @@ bool has_gradient(const std::pair<std::string, Parameter<T>*>& named) {
     return true;
 }
 
+/// Elements begin to end of the parameter at `place`.
+struct Run {
+    std::size_t place;
+    std::int64_t begin, end;
+};
+
+/// All parameters that have a gradient, in runs: most are too small to be shared among threads one by one.
+template <class T>
+std::vector<Run> runs_of(const ParameterList<T>& parameters) {
+    const std::int64_t run = rows_per_task(1);
+    std::vector<Run> runs;
+    for (std::size_t place = 0; place < parameters.size(); ++place) {
+        const std::int64_t count = parameters[place].second->gradient.numel();
+        for (std::int64_t begin = 0; begin < count; begin += run) {
+            runs.push_back({place, begin, std::min(count, begin + run)});
+        }
+    }
+    return runs;
+}
+
+template <class Body>
+void for_each_run(const std::vector<Run>& runs, const Runtime& runtime, const Body& body) {
+    runtime.parallel_for(static_cast<std::int64_t>(runs.size()),
+                         [&](std::int64_t index) { body(runs[static_cast<std::size_t>(index)], index); });
+}
+
 }  // namespace
 
 template <class T>
@@ -98,7 +124,7 @@ void AdamW<T>::set_lr(double lr) {
 
 template <class T>
 void AdamW<T>::step(const Runtime& runtime) {
-    const auto update = kernels::layers<T>(runtime.instruction_set()).adamw;
+    std::vector<kernels::AdamWStep<T>> steps(parameters_.size());
     for (std::size_t place = 0; place < parameters_.size(); ++place) {
         if (!has_gradient(parameters_[place])) {
             continue;
@@ -111,19 +137,21 @@ void AdamW<T>::step(const Runtime& runtime) {
         }
         // The step's constants in double, as PyTorch's Python scalars are.
         const auto t = static_cast<double>(++moments.steps);
-        const kernels::AdamWStep<T> step{
-            .shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay),
-            .one_minus_beta1 = static_cast<T>(1.0 - options_.beta1),
-            .beta2 = static_cast<T>(options_.beta2),
-            .one_minus_beta2 = static_cast<T>(1.0 - options_.beta2),
-            .step_size = static_cast<T>(options_.lr / (1.0 - std::pow(options_.beta1, t))),
-            .root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(options_.beta2, t))),
-            .eps = static_cast<T>(options_.eps)};
-        for_runs(runtime, parameter.value.numel(), 1, [&](std::int64_t begin, std::int64_t end) {
-            update(parameter.value.data() + begin, moments.first.data() + begin, moments.second.data() + begin,
-                   parameter.gradient.data() + begin, end - begin, step);
-        });
+        steps[place] = {.shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay),
+                        .one_minus_beta1 = static_cast<T>(1.0 - options_.beta1),
+                        .beta2 = static_cast<T>(options_.beta2),
+                        .one_minus_beta2 = static_cast<T>(1.0 - options_.beta2),
+                        .step_size = static_cast<T>(options_.lr / (1.0 - std::pow(options_.beta1, t))),
+                        .root_correction = static_cast<T>(std::sqrt(1.0 - std::pow(options_.beta2, t))),
+                        .eps = static_cast<T>(options_.eps)};
     }
+    const auto update = kernels::layers<T>(runtime.instruction_set()).adamw;
+    for_each_run(runs_of(parameters_), runtime, [&](const Run& run, std::int64_t) {
+        Parameter<T>& parameter = *parameters_[run.place].second;
+        Moments& moments = moments_[run.place];
+        update(parameter.value.data() + run.begin, moments.first.data() + run.begin, moments.second.data() + run.begin,
+               parameter.gradient.data() + run.begin, run.end - run.begin, steps[run.place]);
+    });
 }
 
 template <class T>
@@ -196,28 +224,20 @@ double clip_gradient_norm(const ParameterList<T>& parameters, double max_norm, c
         fail(ErrorCode::invalid_argument, "max_norm is ", max_norm, "; expected more than 0");
     }
     const kernels::Layers<T>& kernels = kernels::layers<T>(runtime.instruction_set());
-    double squares = 0;
-    for (const auto& [name, parameter] : parameters) {
-        const std::span<const T> gradient = parameter->gradient.values();
-        const auto count = static_cast<std::int64_t>(gradient.size());
-        // Runs add up their own, and are then added in their order, whoever ran them.
-        std::vector<double> parts(static_cast<std::size_t>(count / rows_per_task(1) + 1));
-        for_runs(runtime, count, 1, [&](std::int64_t begin, std::int64_t end) {
-            parts[static_cast<std::size_t>(begin / rows_per_task(1))] =
-                kernels.sum_of_squares(gradient.data() + begin, end - begin);
-        });
-        squares = std::accumulate(parts.begin(), parts.end(), squares);
-    }
-    const double norm = std::sqrt(squares);
+    const std::vector<Run> runs = runs_of(parameters);
+    // Runs add up their own, and are then added in their order, whoever ran them.
+    std::vector<double> squares(runs.size());
+    for_each_run(runs, runtime, [&](const Run& run, std::int64_t index) {
+        squares[static_cast<std::size_t>(index)] =
+            kernels.sum_of_squares(parameters[run.place].second->gradient.data() + run.begin, run.end - run.begin);
+    });
+    const double norm = std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0));
     // PyTorch's own small number keeps a norm of 0 from dividing.
     const double scale = max_norm / (norm + 1e-6);
     if (scale < 1) {
-        for (const auto& [name, parameter] : parameters) {
-            const std::span<T> gradient = parameter->gradient.values();
-            for_runs(runtime, static_cast<std::int64_t>(gradient.size()), 1, [&](std::int64_t begin, std::int64_t end) {
-                kernels.scale(gradient.data() + begin, end - begin, scale);
-            });
-        }
+        for_each_run(runs, runtime, [&](const Run& run, std::int64_t) {
+            kernels.scale(parameters[run.place].second->gradient.data() + run.begin, run.end - run.begin, scale);
+        });
     }
     return norm;
 }

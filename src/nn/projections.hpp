@@ -20,7 +20,7 @@ void project(const BasicLinear<T>& query, const BasicLinear<T>& key, const Basic
     memory.values = value.forward(memory.source(), *memory.runtime);
 }
 
-/// Gradients of the two inputs, [batch, tokens, width] each. In self-attention they are one input's two parts.
+/// Gradients of the two inputs, [batch, tokens, width] each. In self-attention all is in `queries`.
 template <class T>
 struct SequenceGradients {
     BasicTensor<T> queries, source;
@@ -31,9 +31,13 @@ template <class T>
 [[nodiscard]] SequenceGradients<T> project_backward(BasicLinear<T>& query, BasicLinear<T>& key, BasicLinear<T>& value,
                                                     const Remembered<T>& memory, const BasicTensor<T>& d_context) {
     const ProjectionGradients<T> d = attend_backward(memory, d_context);
-    return {query.backward(memory.query_input, d.queries, *memory.runtime),
-            sum(key.backward(memory.source(), d.keys, *memory.runtime),
-                value.backward(memory.source(), d.values, *memory.runtime))};
+    const Runtime& runtime = *memory.runtime;
+    BasicTensor<T> source =
+        key.backward(memory.source(), d.keys, runtime, value.backward(memory.source(), d.values, runtime));
+    if (memory.source_input) {
+        return {query.backward(memory.query_input, d.queries, runtime), std::move(source)};
+    }
+    return {query.backward(memory.query_input, d.queries, runtime, std::move(source)), {}};
 }
 
 /// Records W_query, W_key, W_value as PyTorch keeps them, [d_out, d_in], with W_query.bias and so on where there is

@@ -7,6 +7,7 @@
 #include "core/matrix_product.hpp"
 #include "nn/attend.hpp"
 #include "nn/projections.hpp"
+#include "nn/rows.hpp"
 
 namespace qkv::nn {
 
@@ -76,26 +77,27 @@ BasicTensor<T> BasicSelfAttention<T>::backward(const BasicTensor<T>& d_output) {
     const BasicTensor<T> d_context = checked_gradient(d_output, memory, options_.d_out);
     if (linear_) {
         SequenceGradients<T> d = project_backward(linear_->query, linear_->key, linear_->value, memory, d_context);
-        return without_batch(sum(std::move(d.queries), d.source), memory.batched);
+        return without_batch(std::move(d.queries), memory.batched);
     }
     // q = x W:   dW = xᵀ d_q      d_x = d_q Wᵀ, and so for key and value
     const ProjectionGradients<T> d = attend_backward(memory, d_context);
     const BasicTensor<T>& x = memory.query_input;
     const std::int64_t rows = x.size(0) * x.size(1);
     const BasicTensor<T> x_transposed = x.reshaped({rows, options_.d_in}).transposed();
+    BasicTensor<T> d_x(x.shape());
     const auto through = [&](Parameter<T>& matrix, const BasicTensor<T>& d_projected) {
         BasicTensor<T> d_matrix(matrix.value.shape());
         multiply(x_transposed.data(), d_projected.data(), d_matrix.data(), options_.d_in, options_.d_out, rows,
                  *memory.runtime);
         matrix.add_gradient(d_matrix);
-        BasicTensor<T> d_x(x.shape());
-        multiply_transposed(d_projected.data(), matrix.value.data(), d_x.data(), rows, options_.d_in, options_.d_out,
+        BasicTensor<T> part(x.shape());
+        multiply_transposed(d_projected.data(), matrix.value.data(), part.data(), rows, options_.d_in, options_.d_out,
                             *memory.runtime);
-        return d_x;
+        add_to(d_x, part, *memory.runtime);
     };
-    BasicTensor<T> d_x = through(raw_->query, d.queries);
-    d_x = sum(std::move(d_x), through(raw_->key, d.keys));
-    d_x = sum(std::move(d_x), through(raw_->value, d.values));
+    through(raw_->query, d.queries);
+    through(raw_->key, d.keys);
+    through(raw_->value, d.values);
     return without_batch(std::move(d_x), memory.batched);
 }
 

@@ -75,14 +75,13 @@ BasicTensor<T> BasicTransformerBlock<T>::backward(const BasicTensor<T>& d_output
     check_gradient(d_output, kept.x.shape());
     const Runtime& runtime = *kept.runtime;
     // Each half passes the gradient on twice: along its shortcut, and through what the shortcut goes around.
-    BasicTensor<T> d_branch = d_output;
-    drop(d_branch, kept.keep_ff, dropout_, runtime);
-    BasicTensor<T> d_middle = norm2_.backward(kept.middle, ff_.backward(d_branch), runtime);
+    BasicTensor<T> room;
+    const BasicTensor<T>& d_ff = dropped(d_output, kept.keep_ff, dropout_, room, runtime);
+    BasicTensor<T> d_middle = norm2_.backward(kept.middle, ff_.backward(d_ff), runtime);
     add_to(d_middle, d_output, runtime);
 
-    d_branch = d_middle;
-    drop(d_branch, kept.keep_att, dropout_, runtime);
-    BasicTensor<T> d_x = norm1_.backward(kept.x, att_.backward(d_branch), runtime);
+    const BasicTensor<T>& d_att = dropped(d_middle, kept.keep_att, dropout_, room, runtime);
+    BasicTensor<T> d_x = norm1_.backward(kept.x, att_.backward(d_att), runtime);
     add_to(d_x, d_middle, runtime);
     return d_x;
 }

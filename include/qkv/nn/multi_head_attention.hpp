@@ -70,8 +70,8 @@ public:
     BasicMultiHeadAttention(const MultiHeadAttentionOptions& options, Generator& generator);
 
     /// x [tokens, d_in] or [batch, tokens, d_in], tokens ≤ context_length → [.., tokens, d_out].
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {});
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {});
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {}) const;
 
     /// Generation: x holds the next tokens of the sequences of `batch`, [batch, new tokens, d_in], or packed or of one
     /// sequence [new tokens, d_in]. Their keys (turned by the rope) and values are appended to the cache, and each
@@ -85,7 +85,7 @@ public:
     /// Remembers nothing for backward. Throws, before anything is appended, Error(out_of_range) past context_length,
     /// Error(shape_mismatch) for other heads, Error(unsupported) with active dropout, and what append throws; only a
     /// ring that is too small for so many new tokens refuses afterwards.
-    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, KvCache& cache, const CacheBatch& batch,
+    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, KvCache& cache, const CacheBatch& batch,
                                          const Pass<T>& pass = {}) const;
 
     /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
@@ -99,9 +99,9 @@ protected:
     [[nodiscard]] StateDict<T> translate(StateDict<T> state) const override;
 
 private:
-    void read_input(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
-    void project_input(const BasicTensor<T>& x, Remembered<T>& memory, BasicTrace<T>* trace) const;
-    BasicTensor<T> compute(const BasicTensor<T>& x, const Pass<T>& pass, Remembered<T>& memory) const;
+    void read_input(BasicTensor<T> x, const Pass<T>& pass, Remembered<T>& memory) const;
+    void project_input(Remembered<T>& memory, BasicTrace<T>* trace) const;
+    BasicTensor<T> compute(BasicTensor<T> x, const Pass<T>& pass, Remembered<T>& memory) const;
 
     MultiHeadAttentionOptions options_;
     BasicLinear<T> query_, key_, value_, out_proj_;
