@@ -78,6 +78,7 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
     Job job;
     job.body = &body;
     job.tasks = tasks;
+    job.end = tasks;
     std::unique_lock lock(mutex_);
     std::atomic<Job*>* last = &first_;
     while (*last != nullptr) {
@@ -85,8 +86,8 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
     }
     *last = &job;
     posted_.notify_all();
-    while (job.taken < job.tasks) {
-        run_one(job, lock);
+    while (job.begin < job.end) {
+        run_one(job, true, lock);
     }
     const auto ended = [&job] { return job.ended == job.tasks; };
     if (watches_ && !ended()) {
@@ -100,9 +101,9 @@ void ThreadPool::run(std::int64_t tasks, const Body& body) {
     }
 }
 
-void ThreadPool::run_one(Job& job, std::unique_lock<std::mutex>& lock) {
-    const std::int64_t task = job.taken++;
-    if (job.taken == job.tasks) {
+void ThreadPool::run_one(Job& job, bool first, std::unique_lock<std::mutex>& lock) {
+    const std::int64_t task = first ? job.begin++ : --job.end;
+    if (job.begin == job.end) {
         std::atomic<Job*>* link = &first_;
         while (*link != &job) {
             link = &link->load()->next;
@@ -141,7 +142,7 @@ void ThreadPool::help() {
         if (stopping_) {
             return;
         }
-        run_one(*first_, lock);
+        run_one(*first_, false, lock);
     }
 }
 

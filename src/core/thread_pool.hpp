@@ -14,7 +14,8 @@ namespace qkv {
 
 /// Jobs wait in a line; a helper takes one task at a time from the first that has any left. Whoever posts a job works
 /// on it too and so never waits for a helper to come: calls from several threads, and from inside tasks, cannot block
-/// each other.
+/// each other. It takes tasks from the front and helpers take them from the back, so that two threads find in their
+/// caches the rows that they wrote in the job before.
 ///
 /// Who has nothing to do watches for a moment before it sleeps: a layer's next job comes within microseconds, and
 /// waking a thread takes tens of them.
@@ -40,7 +41,8 @@ private:
     struct Job {
         const Body* body = nullptr;
         std::int64_t tasks = 0;
-        std::int64_t taken = 0;
+        std::int64_t begin = 0;  // of the tasks that nobody has taken
+        std::int64_t end = 0;
         std::atomic<std::int64_t> ended = 0;  // written with the mutex held, as all of this; watched without
         std::exception_ptr error;
         std::condition_variable done;
@@ -49,8 +51,9 @@ private:
 
     void help();
     void stop() noexcept;
-    /// Runs the job's next task; `lock` is held before and after. The job leaves the line with its last task.
-    void run_one(Job& job, std::unique_lock<std::mutex>& lock);
+    /// Runs the job's first task, or its last one; `lock` is held before and after. The job leaves the line with the
+    /// task that is left over.
+    void run_one(Job& job, bool first, std::unique_lock<std::mutex>& lock);
 
     std::mutex mutex_;
     std::condition_variable posted_;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -99,26 +100,50 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
     } while (begin < p.k);
 }
 
+struct Blocks {
+    std::int64_t rows, columns;
+};
+
+/// The blocks of c that so many threads finish soonest. Whoever has rows of c packs all of b for them, and whoever has
+/// columns all of a, unless that lies as if packed.
+template <class T>
+Blocks best_blocks(const Product<T>& p, const kernels::Products<T>& kernels, std::int64_t threads) {
+    const std::int64_t packing = lies_packed(p, kernels) ? 0 : kPackingCost;
+    const std::int64_t row_panels = ceil_divide(p.m, kernels.left_width);
+    const std::int64_t column_panels = ceil_divide(p.n, kernels.right_width);
+    Blocks best{};
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    for (std::int64_t across = 1; across <= std::min(threads, column_panels); ++across) {
+        const std::int64_t down = std::max(ceil_divide(p.m, kMostRows), ceil_divide(threads, across));
+        const Blocks blocks{
+            ceil_divide(row_panels, std::min(round_up(down, ceil_divide(threads, across)), row_panels)) *
+                kernels.left_width,
+            ceil_divide(column_panels, across) * kernels.right_width};
+        const std::int64_t tasks = ceil_divide(p.m, blocks.rows) * ceil_divide(p.n, blocks.columns);
+        const std::int64_t rows = std::min(blocks.rows, p.m);
+        const std::int64_t columns = std::min(blocks.columns, p.n);
+        const std::int64_t cost =
+            ceil_divide(tasks, threads) * (rows * columns + packing * rows + kPackingCost * columns);
+        if (cost < least - least / 16) {  // rows are what a thread has in its cache from the layer before
+            least = cost;
+            best = blocks;
+        }
+    }
+    return best;
+}
+
 template <class T>
 void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
-    // Blocks of rows first, as many for each thread; where there are too few rows for that, blocks of columns.
-    const std::int64_t wanted =
+    const std::int64_t threads =
         std::clamp<std::int64_t>((p.m + kPackingCost) * p.n * p.k / kWorthATask, 1, runtime.threads());
-    const std::int64_t row_panels = ceil_divide(p.m, kernels.left_width);
-    const std::int64_t column_panels = ceil_divide(p.n, kernels.right_width);
-    const std::int64_t least = ceil_divide(p.m, kMostRows);
-    const std::int64_t row_blocks = least < wanted ? least : std::min(round_up(least, wanted), row_panels);
-    const std::int64_t column_blocks = std::min(ceil_divide(wanted, row_blocks), column_panels);
-    const std::int64_t block_rows = ceil_divide(row_panels, row_blocks) * kernels.left_width;
-    const std::int64_t block_columns = ceil_divide(column_panels, column_blocks) * kernels.right_width;
-    runtime.parallel_for(row_blocks * column_blocks, [&](std::int64_t task) {
-        const std::int64_t row = task / column_blocks * block_rows;
-        const std::int64_t column = task % column_blocks * block_columns;
-        if (row < p.m && column < p.n) {
-            multiply_block(p, kernels, row, std::min(block_rows, p.m - row), column,
-                           std::min(block_columns, p.n - column));
-        }
+    const Blocks blocks = best_blocks(p, kernels, threads);
+    const std::int64_t across = ceil_divide(p.n, blocks.columns);
+    runtime.parallel_for(ceil_divide(p.m, blocks.rows) * across, [&](std::int64_t task) {
+        const std::int64_t row = task / across * blocks.rows;
+        const std::int64_t column = task % across * blocks.columns;
+        multiply_block(p, kernels, row, std::min(blocks.rows, p.m - row), column,
+                       std::min(blocks.columns, p.n - column));
     });
 }
 
