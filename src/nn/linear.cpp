@@ -88,7 +88,8 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
                  .b = row_major(x.data(), d_in()),
                  .c = d_weight.data(),
                  .add = true,
-                 .sums = sums},
+                 .sums = sums,
+                 .in_groups = gradient_in_groups(d_out(), d_in())},
                 runtime);
     if (bias_) {
         add_rows(bias_->accumulated().data(), d_y.data(), rows, d_out(), runtime);

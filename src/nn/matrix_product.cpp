@@ -1,13 +1,14 @@
 #include "nn/matrix_product.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <limits>
 #include <new>
+#include <numeric>
 #include <vector>
 
 #include "core/check.hpp"
+#include "nn/rows.hpp"
 #include "qkv/tensor.hpp"
 
 namespace qkv::nn {
@@ -100,6 +101,50 @@ void multiply_block(const Product<T>& p, const kernels::Products<T>& kernels, st
     } while (begin < p.k);
 }
 
+/// A product as the products of its groups of terms: the first goes to c, the others to room of their own.
+template <class T>
+struct Groups {
+    explicit Groups(const Product<T>& p)
+        : product(p),
+          count(p.in_groups ? std::max<std::int64_t>(1, ceil_divide(p.k, kGroup)) : 1),
+          room(packing_room<T>((count - 1) * p.m * p.n)),
+          others(room.data()) {}
+
+    [[nodiscard]] Product<T> operator[](std::int64_t group) const {
+        if (count == 1) {
+            return product;
+        }
+        Product<T> part = product;
+        part.a = product.a.from(0, group * kGroup);
+        part.b = product.b.from(group * kGroup, 0);
+        part.k = std::min(kGroup, product.k - group * kGroup);
+        if (group > 0) {
+            part.c = sums(group);
+            part.add = false;
+            part.bias = nullptr;
+        }
+        return part;
+    }
+
+    /// c ← c + the sums of the second group + those of the third, and so on.
+    void add_up(const Runtime& runtime) const {
+        const auto add = kernels::layers<T>(runtime.instruction_set()).add;
+        const std::int64_t numbers = count == 1 ? 0 : product.m * product.n;
+        for_runs(runtime, numbers, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t group = 1; group < count; ++group) {
+                add(product.c + begin, sums(group) + begin, end - begin);
+            }
+        });
+    }
+
+    [[nodiscard]] T* sums(std::int64_t group) const { return others + (group - 1) * product.m * product.n; }
+
+    const Product<T>& product;
+    std::int64_t count;
+    std::vector<T, qkv::detail::ElementAllocator<T>> room;
+    T* others;
+};
+
 struct Blocks {
     std::int64_t rows, columns;
 };
@@ -137,14 +182,17 @@ void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
     const std::int64_t threads =
         std::clamp<std::int64_t>((p.m + kPackingCost) * p.n * p.k / kWorthATask, 1, runtime.threads());
-    const Blocks blocks = best_blocks(p, kernels, threads);
+    const Groups<T> groups(p);
+    const Blocks blocks = best_blocks(groups[0], kernels, threads / std::gcd(threads, groups.count));
     const std::int64_t across = ceil_divide(p.n, blocks.columns);
-    runtime.parallel_for(ceil_divide(p.m, blocks.rows) * across, [&](std::int64_t task) {
-        const std::int64_t row = task / across * blocks.rows;
-        const std::int64_t column = task % across * blocks.columns;
-        multiply_block(p, kernels, row, std::min(blocks.rows, p.m - row), column,
+    const std::int64_t of_group = ceil_divide(p.m, blocks.rows) * across;
+    runtime.parallel_for(groups.count * of_group, [&](std::int64_t task) {
+        const std::int64_t row = task % of_group / across * blocks.rows;
+        const std::int64_t column = task % of_group % across * blocks.columns;
+        multiply_block(groups[task / of_group], kernels, row, std::min(blocks.rows, p.m - row), column,
                        std::min(blocks.columns, p.n - column));
     });
+    groups.add_up(threads == 1 ? Runtime::serial() : runtime);
 }
 
 template <class T>
@@ -182,16 +230,23 @@ template <class T>
 void add_rows(T* sums, const T* from, std::int64_t rows, std::int64_t columns, const Runtime& runtime) {
     const kernels::Products<T>& kernels = kernels::products<T>(runtime.instruction_set());
     constexpr std::int64_t kStrip = 32;  // columns: two lines of a row, and four chains of sums
+    const std::int64_t strips = ceil_divide(columns, kStrip);
+    const std::int64_t groups = ceil_divide(rows, kGroup);
+    std::vector<double> totals(static_cast<std::size_t>(groups * columns));
     const Runtime& crew = rows * columns * kPackingCost < kWorthATask ? Runtime::serial() : runtime;
-    crew.parallel_for(ceil_divide(columns, kStrip), [&](std::int64_t strip) {
-        const std::int64_t first = strip * kStrip;
-        const std::int64_t count = std::min(kStrip, columns - first);
-        std::array<double, kStrip> totals{};
-        kernels.add_rows(totals.data(), from + first, columns, rows, count);
-        for (std::int64_t j = 0; j < count; ++j) {
-            sums[first + j] += static_cast<T>(totals[static_cast<std::size_t>(j)]);
-        }
+    crew.parallel_for(groups * strips, [&](std::int64_t task) {
+        const std::int64_t row = task / strips * kGroup;
+        const std::int64_t column = task % strips * kStrip;
+        kernels.add_rows(totals.data() + task / strips * columns + column, from + row * columns + column, columns,
+                         std::min(kGroup, rows - row), std::min(kStrip, columns - column));
     });
+    for (std::int64_t column = 0; column < columns; ++column) {
+        double sum = 0;
+        for (std::int64_t group = 0; group < groups; ++group) {
+            sum += totals[static_cast<std::size_t>(group * columns + column)];
+        }
+        sums[column] += static_cast<T>(sum);
+    }
 }
 
 template void multiply(const Product<float>&, const Runtime&);
