@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -183,8 +184,9 @@ void check_rows(const Kernels<float>& kernels) {
                     ASSERT_EQ(transposed.data[i * kKeyTile + kRows], 0.0F) << width;
                 }
             }
-            kernels.store(reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, rows.data + r * padded(width), width,
-                          1.0F);
+            const float one = 1.0F;
+            kernels.store({reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, width, 1},
+                          rows.data + r * padded(width), width, &one, 0);
             for (std::int64_t i = 0; i < width; ++i) {
                 ASSERT_EQ(static_cast<float>(back[static_cast<std::size_t>(i)]), rows.data[r * padded(width) + i]);
             }
@@ -205,6 +207,54 @@ TEST_P(EverySet, RowsComeInAndGoOutAsTheyAre) {
     check_rows<Float16>(kernels);
 }
 
+TEST_P(EverySet, StoresRowsWithTheirFactors) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    for (const std::int64_t width : {1, 16, 21, 64}) {
+        constexpr std::int64_t kRows = 3;
+        const std::int64_t stride = width + 5;
+        const Room<float> from(kRows * padded(width));
+        std::iota(from.data, from.data + kRows * padded(width), -7.0F);
+        const float factors[] = {2.0F, -1.0F, 0.5F};
+        for (const std::int64_t step : {0, 1}) {
+            std::vector<float> to(static_cast<std::size_t>(kRows * stride), 99.0F);
+            kernels.store({reinterpret_cast<std::byte*>(to.data()), DType::f32, stride, kRows}, from.data, width,
+                          factors, step);
+            for (std::int64_t at = 0; at < kRows * stride; ++at) {
+                const std::int64_t r = at / stride, i = at % stride;
+                const float expected = i < width ? from.data[r * padded(width) + i] * factors[r * step] : 99.0F;
+                ASSERT_EQ(to[static_cast<std::size_t>(at)], expected) << width << ", row " << r << ", " << i;
+            }
+        }
+    }
+}
+
+TEST_P(EverySet, DotsOfRowsAreSummedInDouble) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    std::mt19937 random(8);
+    std::normal_distribution<float> normal;
+    for (const std::int64_t width : {1, 15, 16, 80, 256}) {
+        constexpr std::int64_t kRows = 3;
+        const Room<float> a(kRows * padded(width)), b(kRows * padded(width));
+        float dots[kRows + 1] = {0, 0, 0, 99};
+        long double exact[kRows] = {};
+        for (std::int64_t r = 0; r < kRows; ++r) {
+            for (std::int64_t i = 0; i < padded(width); ++i) {
+                const std::int64_t at = r * padded(width) + i;
+                a.data[at] = i < width ? 1e4F + normal(random) : 0.0F;  // floats would lose three digits
+                b.data[at] = i < width ? normal(random) : 0.0F;
+                exact[r] += static_cast<long double>(a.data[at]) * b.data[at];
+            }
+        }
+        kernels.dot_rows(dots, a.data, b.data, kRows, width);
+        for (std::int64_t r = 0; r < kRows; ++r) {
+            ASSERT_NEAR(dots[r], static_cast<double>(exact[r]),
+                        std::fabs(static_cast<double>(exact[r])) * 0x1p-23 + 1e-9)
+                << width;
+        }
+        ASSERT_EQ(dots[kRows], 99.0F);
+    }
+}
+
 /// Rounding to 16 bits has one answer, whoever does it.
 TEST_P(EverySet, StoresRoundAsTheTypesDo) {
     const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
@@ -216,8 +266,9 @@ TEST_P(EverySet, StoresRoundAsTheTypesDo) {
         }
         BFloat16 bf16[kLanes];
         Float16 f16[kLanes];
-        kernels.store(reinterpret_cast<std::byte*>(bf16), DType::bf16, x.data, kLanes, 1.0F);
-        kernels.store(reinterpret_cast<std::byte*>(f16), DType::f16, x.data, kLanes, 1.0F);
+        const float one = 1.0F;
+        kernels.store({reinterpret_cast<std::byte*>(bf16), DType::bf16, kLanes, 1}, x.data, kLanes, &one, 0);
+        kernels.store({reinterpret_cast<std::byte*>(f16), DType::f16, kLanes, 1}, x.data, kLanes, &one, 0);
         for (std::int64_t i = 0; i < kLanes; ++i) {
             const float value = x.data[i];
             if (!std::isnan(value)) {

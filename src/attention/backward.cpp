@@ -1,8 +1,9 @@
 #include "attention/backward.hpp"
 
+#include <algorithm>
+
 #include "attention/backward_tile.hpp"
 #include "core/check.hpp"
-#include "core/matrix_product.hpp"
 
 namespace qkv::detail {
 
@@ -25,27 +26,28 @@ void row_statistics(const BackwardSetup<A>& setup, const Sequence& sequence, std
     const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const AttentionSaved& saved = call.saved;
-    for (std::int64_t r = row; r < row + rows; ++r) {
-        const std::int64_t at = RowStatistics<A>::index(problem, sequence, head, r);
-        const std::int64_t query = sequence.query_start + r;
-        A lse{};
-        load(&lse, saved.lse.at(sequence.batch, head, query, 0), saved.lse.dtype, 1, 1);
-        if (problem.sinks && !saved.lse_counts_sinks) {
-            lse = merge_lse(lse, per_head_value<A>(*problem.sinks, 0, head)).lse;
-        }
-        A delta = A(0);
-        if (saved.delta) {
-            load(&delta, saved.delta->at(sequence.batch, head, query, 0), saved.delta->dtype, 1, 1);
-        } else {
-            A* out = scratch.value;
-            load(out, saved.out->at(sequence.batch, head, query, 0), saved.out->dtype, 1, problem.value_dim);
-            load(scratch.d_out, call.d_out.at(sequence.batch, head, query, 0), call.d_out.dtype, 1, problem.value_dim);
-            // Summed in float64: once per row that costs little, and every dS of the row rests on it.
-            delta = dot(scratch.d_out, out, problem.value_dim);
-        }
-        statistics.lse[at] = lse;
-        statistics.delta[at] = delta;
+    const std::int64_t query = sequence.query_start + row;
+    const std::int64_t at = RowStatistics<A>::index(problem, sequence, head, row);
+    const auto load_column = [&](A* to, const ConstTensorView& from) {
+        load(to, from.at(sequence.batch, head, query, 0), from.dtype, from.strides[2], rows);
+    };
+    A* const lse = statistics.lse + at;
+    load_column(lse, saved.lse);
+    if (problem.sinks && !saved.lse_counts_sinks) {
+        const A sink = per_head_value<A>(*problem.sinks, 0, head);
+        std::transform(lse, lse + rows, lse, [sink](A x) { return merge_lse(x, sink).lse; });
     }
+    if (saved.delta) {
+        load_column(statistics.delta + at, *saved.delta);
+        return;
+    }
+    const auto load_rows = [&](A* to, const ConstTensorView& from) {
+        setup.kernels.load(to, scratch.value_width, rows_of(from, sequence.batch, head, query, rows), problem.value_dim,
+                           A(1));
+    };
+    load_rows(scratch.value, *saved.out);
+    load_rows(scratch.d_out, call.d_out);
+    setup.kernels.dot_rows(statistics.delta + at, scratch.d_out, scratch.value, rows, problem.value_dim);
 }
 
 /// dQ of one tile of queries, and its part of dalibi.
@@ -83,10 +85,9 @@ void query_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, st
     }
     if (call.gradients.dq) {
         const TensorView& dq = *call.gradients.dq;
-        for (std::int64_t r = 0; r < rows; ++r) {
-            setup.kernels.store(dq.at(sequence.batch, head, sequence.query_start + row + r, 0), dq.dtype,
-                                scratch.d_query + r * width, problem.head_dim, static_cast<A>(problem.scale));
-        }
+        const auto scale = static_cast<A>(problem.scale);
+        setup.kernels.store(rows_of(dq, sequence.batch, head, sequence.query_start + row, rows), scratch.d_query,
+                            problem.head_dim, &scale, 0);
     }
 }
 
@@ -101,21 +102,21 @@ struct QuerySums {
     std::int64_t first_query = 0;
 
     [[nodiscard]] explicit operator bool() const { return view.data != nullptr; }
-    [[nodiscard]] std::byte* at(std::int64_t head, std::int64_t row) const {
-        return view.at(batch, head - first_head, first_query + row, 0);
-    }
     /// rows ← the sums of `count` queries.
     void load(const Kernels<A>& kernels, A* rows, std::int64_t head, std::int64_t row, std::int64_t count) const {
-        kernels.load(rows, kernels::padded(view.size(3)), {at(head, row), view.dtype, view.strides[2], count},
-                     view.size(3), A(1));
+        const RowsOut sums = at(head, row, count);
+        kernels.load(rows, kernels::padded(view.size(3)), {sums.data, sums.dtype, sums.stride, sums.rows}, view.size(3),
+                     A(1));
     }
     /// The sums of `count` queries ← factor · rows.
     void store(const Kernels<A>& kernels, const A* rows, std::int64_t head, std::int64_t row, std::int64_t count,
                A factor) const {
-        for (std::int64_t r = 0; r < count; ++r) {
-            kernels.store(at(head, row + r), view.dtype, rows + r * kernels::padded(view.size(3)), view.size(3),
-                          factor);
-        }
+        kernels.store(at(head, row, count), rows, view.size(3), &factor, 0);
+    }
+
+private:
+    [[nodiscard]] RowsOut at(std::int64_t head, std::int64_t row, std::int64_t count) const {
+        return rows_of(view, batch, head - first_head, first_query + row, count);
     }
 };
 
@@ -167,15 +168,15 @@ void key_gradients(const BackwardSetup<A>& setup, const Sequence& sequence, std:
             }
         }
     }
-    const auto write = [&](const std::optional<TensorView>& view, const A* values, std::int64_t width) {
-        for (std::int64_t c = 0; view && c < columns; ++c) {
-            setup.kernels.store(view->at(sequence.batch, kv_head, sequence.key_start + column + c, 0), view->dtype,
-                                values + c * width, view->size(3), A(1));
+    const auto write = [&](const std::optional<TensorView>& view, const A* values) {
+        if (view) {
+            const A one = A(1);  // the rows of q that dS met carried the scale already
+            setup.kernels.store(rows_of(*view, sequence.batch, kv_head, sequence.key_start + column, columns), values,
+                                view->size(3), &one, 0);
         }
     };
-    // The rows of q that dS met carried the scale already.
-    write(call.gradients.dk, scratch.d_key, scratch.key_width);
-    write(call.gradients.dv, scratch.d_value, scratch.value_width);
+    write(call.gradients.dk, scratch.d_key);
+    write(call.gradients.dv, scratch.d_value);
 }
 
 /// dQ, dK and dV of all that shares a key head: five products, dQ summed over tiles of keys in ascending order.

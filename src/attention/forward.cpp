@@ -140,9 +140,7 @@ void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime
     const Workspace workspace(plan, call.extras.workspace);
     const std::int64_t items = item_count(problem, setup.cut);
     const std::int64_t per_kv_head = head_items(problem, setup.cut);
-    const auto work = [&](const ForwardScratch<A>& scratch, std::int64_t item) {
-        // From the end: the last queries of a causal mask have the most keys, and short items fill up the finish.
-        const std::int64_t number = items - 1 - item;
+    const auto work = [&](const ForwardScratch<A>& scratch, std::int64_t number) {
         const TokenTile tokens =
             locate_tile(problem, Side::queries, number / per_kv_head / problem.kv_heads, setup.cut.tokens);
         if (tokens.count > 0) {

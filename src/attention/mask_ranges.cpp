@@ -116,7 +116,7 @@ bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowe
     const Sequence& sequence = *tile.sequence;
     const Mask& mask = problem.mask;
     std::memset(allowed, 0, static_cast<std::size_t>(tile.rows * kKeyTile));
-    std::uint8_t any = 0;
+    bool any = false;
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         std::uint8_t* row = allowed + r * kKeyTile;
         const KeyRange range = row_columns(sequence, tile.row + r);
@@ -137,11 +137,11 @@ bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowe
                 row[c] = row[c] != 0 && source[c * view.strides[3]] != std::byte{0} ? 1 : 0;
             }
         }
-        for (std::int64_t c = begin; c < end; ++c) {
-            any |= row[c];
-        }
+        const bool whole = !mask.block_list && !mask.allowed_view;
+        any = any ||
+              (whole ? begin < end : std::memchr(row + begin, 1, static_cast<std::size_t>(end - begin)) != nullptr);
     }
-    return any != 0;
+    return any;
 }
 
 }  // namespace qkv::detail

@@ -2,6 +2,8 @@
 // who takes which differs.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <memory>
 #include <span>
@@ -57,20 +59,55 @@ private:
     std::byte* block_ = nullptr;
 };
 
+/// Items of work, shared out among tasks: each has one piece of them and takes it from its end, and who is done helps
+/// the next. So two threads write different cache lines, heads of one token lying side by side, and meet the tokens
+/// that they wrote before. With a causal mask the last queries have the most keys, and short items fill up the finish.
+class WorkShares {
+public:
+    WorkShares(std::int64_t items, std::int64_t tasks) noexcept
+        : items_(items), count_(std::clamp<std::int64_t>(tasks, 1, kMost)) {
+        for (std::int64_t share = 0; share < count_; ++share) {
+            left_[static_cast<std::size_t>(share)].store(begin_of(share + 1), std::memory_order_relaxed);
+        }
+    }
+
+    /// work(item) for what is left, the task's own share first.
+    template <class Work>
+    void work_through(std::int64_t task, const Work& work) {
+        for (std::int64_t turn = 0; turn < count_; ++turn) {
+            const std::int64_t share = (task + turn) % count_;
+            std::atomic<std::int64_t>& left = left_[static_cast<std::size_t>(share)];
+            const std::int64_t begin = begin_of(share);
+            for (std::int64_t item = --left; item >= begin; item = --left) {
+                work(item);
+            }
+        }
+    }
+
+private:
+    static constexpr std::int64_t kMost = 64;
+
+    [[nodiscard]] std::int64_t begin_of(std::int64_t share) const noexcept {
+        return items_ / count_ * share + std::min(share, items_ % count_);
+    }
+
+    std::int64_t items_;
+    std::int64_t count_;
+    std::array<std::atomic<std::int64_t>, kMost> left_;  // of each share, up to where nobody has taken it
+};
+
 /// Runs work(scratch, item) for every item of [0, items). `Scratch(setup, carver)` is made once per task in its part
 /// of the workspace. Everything runs under the default floating-point modes.
 template <class Scratch, class Setup, class Work>
 void run_items(const Setup& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
                std::int64_t items, const Work& work) {
-    std::atomic<std::int64_t> next{0};
+    WorkShares shares(items, plan.tasks);
     const auto body = [&](std::int64_t task) {
         const FloatEnvironment modes;
         const kernels::Entered entered(setup.kernels);
         Carver carver = workspace.task(task);
         Scratch scratch(setup, carver);
-        for (std::int64_t item = next++; item < items; item = next++) {
-            work(scratch, item);
-        }
+        shares.work_through(task, [&](std::int64_t item) { work(scratch, item); });
     };
     // One captured reference fits into std::function: no allocation.
     runtime.parallel_for(plan.tasks, [&body](std::int64_t task) { body(task); });

@@ -109,18 +109,23 @@ template <class A>
 void write_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
                 const ForwardScratch<A>& scratch) {
     const ForwardCall& call = setup.call;
+    const std::int64_t query = sequence.query_start + rows.row;
+    A factors[kQueryTile];
+    A lse[kQueryTile];
     for (std::int64_t r = 0; r < rows.rows; ++r) {
-        const std::int64_t query = sequence.query_start + rows.row + r;
         const RowState<A> keys = rows.state(r);
         const RowState<A> all = with_sinks(setup, rows.head, keys);
         const A shrink = all.reference == keys.reference ? A(1) : exp_fast(keys.reference - all.reference);
-        setup.kernels.store(call.out.at(sequence.batch, rows.head, query, 0), call.out.dtype,
-                            rows.context + r * scratch.value_width, call.problem.value_dim,
-                            all.sum == A(0) ? A(1) : shrink / all.sum);
+        factors[r] = all.sum == A(0) ? A(1) : shrink / all.sum;
         if (call.extras.lse) {
-            const A lse = call.extras.lse_counts_sinks ? all.lse() : keys.lse();
-            store(call.extras.lse->at(sequence.batch, rows.head, query, 0), call.extras.lse->dtype, 1, &lse, 1);
+            lse[r] = call.extras.lse_counts_sinks ? all.lse() : keys.lse();
         }
+    }
+    setup.kernels.store(rows_of(call.out, sequence.batch, rows.head, query, rows.rows), rows.context,
+                        call.problem.value_dim, factors, 1);
+    if (call.extras.lse) {
+        const TensorView& to = *call.extras.lse;
+        store(to.at(sequence.batch, rows.head, query, 0), to.dtype, to.strides[2], lse, rows.rows);
     }
     if (call.extras.weights || call.extras.scores) {
         record_rows(setup, sequence, rows, scratch);

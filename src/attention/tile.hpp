@@ -14,6 +14,7 @@ namespace qkv::detail {
 
 using kernels::Kernels;
 using kernels::Left;
+using kernels::RowsOut;
 
 template <class A>
 inline constexpr A kMinusInfinity = -std::numeric_limits<A>::infinity();
@@ -28,6 +29,12 @@ template <class A>
 /// `rows` tokens of one head, from token `token` on.
 [[nodiscard]] inline Rows rows_of(const ConstTensorView& view, std::int64_t batch, std::int64_t head,
                                   std::int64_t token, std::int64_t rows) {
+    return {view.at(batch, head, token, 0), view.dtype, view.strides[2], rows};
+}
+
+/// The same, to be written.
+[[nodiscard]] inline RowsOut rows_of(const TensorView& view, std::int64_t batch, std::int64_t head, std::int64_t token,
+                                     std::int64_t rows) {
     return {view.at(batch, head, token, 0), view.dtype, view.strides[2], rows};
 }
 

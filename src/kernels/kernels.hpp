@@ -34,6 +34,14 @@ struct Rows {
     std::int64_t rows = 0;
 };
 
+/// The same, to be written.
+struct RowsOut {
+    std::byte* data = nullptr;
+    DType dtype = DType::f32;
+    std::int64_t stride = 0;
+    std::int64_t rows = 0;
+};
+
 /// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
 template <class A>
 struct Left {
@@ -76,9 +84,13 @@ struct Kernels {
 
     /// to (rows, to_stride) ← factor · rows, zero from width up to padded(width). Whether all of them are finite.
     bool (*load)(A* to, std::int64_t to_stride, const Rows& from, std::int64_t width, A factor);
-    /// `width` elements of `dtype` side by side ← factor · from + 0: the 0 turns −0, which a product that underflowed
-    /// may leave, into the 0 of a sum that skipped it.
-    void (*store)(std::byte* to, DType dtype, const A* from, std::int64_t width, A factor);
+    /// Rows of `width` elements ← factor · from (rows, padded(width)) + 0: the 0 turns −0, which a product that
+    /// underflowed may leave, into the 0 of a sum that skipped it. The factors of two rows are `factor_step` apart: 0
+    /// for one that all share.
+    void (*store)(const RowsOut& to, const A* from, std::int64_t width, const A* factors, std::int64_t factor_step);
+    /// dots (rows) ← a · b for each row of two (rows, padded(width)) as `load` leaves them, summed in double: once per
+    /// row that costs little, and every score gradient of the row rests on it.
+    void (*dot_rows)(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t width);
     /// to (width, kKeyTile) ← fromᵀ (rows, from_stride); columns from `rows` on are 0.
     void (*transpose)(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width);
 

@@ -19,6 +19,8 @@ HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
 
 inline constexpr unsigned kBlockRows = 6;
+/// Of a single column: as many sums as two ports need to be kept busy, each waiting for the one before.
+inline constexpr unsigned kNarrowRows = 12;
 #if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
 inline constexpr unsigned kBlockColumns = 4;
 #else
@@ -68,15 +70,15 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
                    std::int64_t b_stride, std::int64_t inner) {
     const Tag<A> d;
     Vec<A> sums[kRows][kColumns];
-    HWY_UNROLL(8)
+    HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
             sums[r][j] = kAdd ? hn::Load(d, c + r * c_stride + j * kWidth<A>) : hn::Zero(d);
         }
     }
-    MultiplyInto<A, kRows, kColumns>(sums, left, b, b_stride, inner);
-    HWY_UNROLL(8)
+    MultiplyInto<A, kRows, kColumns, (kRows > kBlockRows)>(sums, left, b, b_stride, inner);
+    HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
@@ -86,7 +88,7 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
 }
 
 /// All rows of kColumns vectors; the last rows in a block of their own height.
-template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kBlockRows>
+template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kColumns == 1 ? kNarrowRows : kBlockRows>
 void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const A* b, std::int64_t b_stride, std::int64_t rows,
                   std::int64_t inner) {
     for (; rows >= kRows; rows -= kRows) {
@@ -96,7 +98,8 @@ void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const A* b, std::in
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyRows<A, kAdd, kColumns, kRows - 1>(c, c_stride, left, b, b_stride, rows, inner);
+            MultiplyRows<A, kAdd, kColumns, (kRows > kBlockRows ? kBlockRows : kRows - 1)>(c, c_stride, left, b,
+                                                                                           b_stride, rows, inner);
         }
     }
 }

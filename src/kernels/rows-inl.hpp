@@ -111,22 +111,45 @@ bool Load(A* to, std::int64_t to_stride, const Rows& from, std::int64_t width, A
 }
 
 template <class A, class T>
-void StoreTyped(T* HWY_RESTRICT to, const A* HWY_RESTRICT from, std::int64_t width, A factor) {
+void StoreTyped(T* HWY_RESTRICT to, std::int64_t to_stride, const A* HWY_RESTRICT from, std::int64_t rows,
+                std::int64_t width, const A* factors, std::int64_t factor_step) {
     const Tag<A> d;
-    std::int64_t i = 0;
-    if constexpr (kVectorised<A, T>) {
-        for (; i + kWidth<A> <= width; i += kWidth<A>) {
-            StoreVector<A>(hn::Add(hn::Mul(hn::Load(d, from + i), hn::Set(d, factor)), hn::Zero(d)), to + i);
+    for (std::int64_t r = 0; r < rows; ++r) {
+        const A factor = factors[r * factor_step];
+        std::int64_t i = 0;
+        if constexpr (kVectorised<A, T>) {
+            const auto scale = hn::Set(d, factor);
+            for (; i + kWidth<A> <= width; i += kWidth<A>) {
+                StoreVector<A>(hn::Add(hn::Mul(hn::Load(d, from + i), scale), hn::Zero(d)), to + i);
+            }
         }
-    }
-    for (; i < width; ++i) {
-        to[i] = detail::convert<T>(from[i] * factor + A(0));
+        for (; i < width; ++i) {
+            to[i] = detail::convert<T>(from[i] * factor + A(0));
+        }
+        from += padded(width);
+        to += to_stride;
     }
 }
 
 template <class A>
-void Store(std::byte* to, DType dtype, const A* from, std::int64_t width, A factor) {
-    detail::with_storage(dtype, to, [&](auto* typed) { StoreTyped(typed, from, width, factor); });
+void Store(const RowsOut& to, const A* from, std::int64_t width, const A* factors, std::int64_t factor_step) {
+    detail::with_storage(to.dtype, to.data, [&](auto* typed) {
+        StoreTyped(typed, to.stride, from, to.rows, width, factors, factor_step);
+    });
+}
+
+template <class A>
+void DotRows(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t width) {
+    const Tag<double> d;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        auto sum = hn::Zero(d);
+        for (std::int64_t i = 0; i < padded(width); i += kWidth<double>) {
+            sum = hn::MulAdd(LoadWide(a + i), LoadWide(b + i), sum);
+        }
+        dots[r] = static_cast<A>(hn::GetLane(hn::SumOfLanes(d, sum)));
+        a += padded(width);
+        b += padded(width);
+    }
 }
 
 #if HWY_TARGET != HWY_SCALAR

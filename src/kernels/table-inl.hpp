@@ -47,6 +47,7 @@ constexpr Kernels<A> MakeTable() {
             .leave = Nothing,
             .load = Load<A>,
             .store = Store<A>,
+            .dot_rows = DotRows<A>,
             .transpose = Transpose<A>,
             .multiply = Multiply<A>,
             .multiply_add = MultiplyAdd<A>,
