@@ -95,6 +95,12 @@ TEST(Tensor, NeverSharesMemory) {
 }
 
 #if defined(__linux__)
+rlim_t mapped_bytes() {
+    rlim_t pages = 0;
+    std::ifstream("/proc/self/statm") >> pages;
+    return pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE));
+}
+
 /// What freed tensors left waiting is given back before a tensor is refused.
 TEST(Tensor, IsNotRefusedForMemoryThatLiesIdle) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -102,10 +108,7 @@ TEST(Tensor, IsNotRefusedForMemoryThatLiesIdle) {
 #endif
     constexpr std::int64_t kMiB = std::int64_t{1} << 18;  // in floats
     const auto refuse_more = [](rlim_t bytes) {
-        rlim_t pages = 0;
-        std::ifstream("/proc/self/statm") >> pages;
-        const rlim_t limit = pages * static_cast<rlim_t>(::sysconf(_SC_PAGESIZE)) + bytes;
-        const rlimit addresses{limit, limit};
+        const rlimit addresses{mapped_bytes() + bytes, mapped_bytes() + bytes};
         return ::setrlimit(RLIMIT_AS, &addresses) == 0;
     };
     const auto child = [&refuse_more] {
@@ -117,6 +120,25 @@ TEST(Tensor, IsNotRefusedForMemoryThatLiesIdle) {
         }
         const Tensor needs_the_idle = Tensor::unwritten({40 * kMiB});
         std::exit(0);
+    };
+    EXPECT_EXIT(child(), testing::ExitedWithCode(0), "");
+}
+
+TEST(Tensor, IdleMemoryIsGivenBackOnRequest) {
+#if defined(__SANITIZE_ADDRESS__)
+    GTEST_SKIP() << "nothing lies idle under AddressSanitizer";
+#endif
+    const auto child = [] {
+        const rlim_t before = mapped_bytes();
+        for (std::vector<Tensor> freed; freed.size() < 4;) {
+            freed.push_back(Tensor::unwritten({std::int64_t{4} << 20U}));
+        }
+        constexpr rlim_t kIdle = rlim_t{64} << 20U;
+        if (mapped_bytes() < before + kIdle) {
+            std::exit(2);
+        }
+        release_idle_memory();
+        std::exit(mapped_bytes() < before + kIdle / 4 ? 0 : 3);
     };
     EXPECT_EXIT(child(), testing::ExitedWithCode(0), "");
 }

@@ -30,7 +30,7 @@ namespace detail {
 void free_elements(void* memory, std::size_t bytes) noexcept;
 
 /// Memory of tensors. Elements that are given no value have none, so that a result which is written whole anyway is not
-/// written twice. Up to 64 MiB of what was freed last wait for the next tensors of the same sizes.
+/// written twice. Up to 256 MiB of what was freed last wait for the next tensors of the same sizes.
 template <class T>
 struct ElementAllocator {
     using value_type = T;
@@ -53,6 +53,10 @@ struct ElementAllocator {
 };
 
 }  // namespace detail
+
+/// Gives back what freed tensors left for the next ones of their sizes, 256 MiB at most: for a program that has trained
+/// and goes on to something else. What other threads free at the same moment may stay.
+void release_idle_memory() noexcept;
 
 /// Owning row-major tensor of float or double.
 template <class T>

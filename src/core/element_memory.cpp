@@ -32,7 +32,8 @@ std::align_val_t alignment_of(std::size_t bytes) {
 class Shelf {
 public:
     static constexpr std::size_t kLeast = std::size_t{64} << 10U;  // below, malloc keeps pages itself
-    static constexpr std::size_t kMost = std::size_t{64} << 20U;   // all together
+    static constexpr std::size_t kLargest = std::size_t{16} << 20U;
+    static constexpr std::size_t kMost = std::size_t{256} << 20U;  // all together
 
     /// There before anything runs, and never destroyed: tensors may outlive whatever ends with the program.
     static Shelf& instance() noexcept {
@@ -100,7 +101,7 @@ private:
     }
 
     std::mutex mutex_;
-    std::array<Block, 256> blocks_{};
+    std::array<Block, 512> blocks_{};
     std::size_t count_ = 0;
     std::size_t bytes_ = 0;
 };
@@ -117,7 +118,7 @@ constexpr bool kShelves = false;
 constexpr bool kShelves = true;
 #endif
 
-bool shelved(std::size_t bytes) { return kShelves && bytes >= Shelf::kLeast && bytes <= Shelf::kMost / 4; }
+bool shelved(std::size_t bytes) { return kShelves && bytes >= Shelf::kLeast && bytes <= Shelf::kLargest; }
 
 void* fresh(std::size_t bytes) {
     try {
@@ -152,3 +153,9 @@ void free_elements(void* memory, std::size_t bytes) noexcept {
 }
 
 }  // namespace qkv::detail
+
+namespace qkv {
+
+void release_idle_memory() noexcept { detail::Shelf::instance().clear(); }
+
+}  // namespace qkv
