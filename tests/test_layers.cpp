@@ -318,7 +318,10 @@ TEST_P(LayerVerbs, SumsDropAndScale) {
         if (count > 3) {
             x.data[3] = NAN;  // dropped, so gone
         }
+        const Array<float> elsewhere(count);
+        verbs.drop(elsewhere.data, x.data, bytes, count, 1.25F);
         verbs.drop(x.data, x.data, bytes, count, 1.25F);
+        EXPECT_EQ(elsewhere.values(), x.values());
         verbs.scale(x.data, count, 0.5);
         for (std::int64_t i = 0; i < count; ++i) {
             EXPECT_EQ(x.data[i], i % 3 == 0 ? 0.0F : before[static_cast<std::size_t>(i)] * 1.25F * 0.5F);

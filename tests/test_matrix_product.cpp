@@ -176,6 +176,36 @@ TEST_P(MatrixProduct, HasTheSameBitsForAnyThreads) {
     }
 }
 
+/// The first group goes to c, the others to room of their own, whoever computes them.
+TEST_P(MatrixProduct, InGroupsHasTheSameBitsForAnyThreads) {
+    for (const std::int64_t terms : {0, 500, 512, 513, 1500}) {
+        for (const bool add : {false, true}) {
+            std::optional<std::vector<float>> first;
+            for (std::int64_t threads = 1; threads <= 4; ++threads) {
+                const Problem<float> problem({70, 45, terms}, Form::columns_by_rows, 5);
+                Product<float> product = problem.product();
+                product.bias = problem.bias.data;
+                product.add = add;
+                const std::vector<float> before = problem.result();
+                std::vector<float> plain = before;
+                Product<float> whole = product;
+                whole.c = plain.data();
+                multiply(whole, Runtime(1, GetParam()));
+                product.in_groups = true;
+                multiply(product, Runtime(threads, GetParam()));
+                const std::vector<float> result = problem.result();
+                for (std::size_t at = 0; at < result.size(); ++at) {
+                    ASSERT_NEAR(result[at], plain[at], 2e-4) << terms << " terms, " << add;
+                }
+                if (!first) {
+                    first = result;
+                }
+                ASSERT_TRUE(same_bits(*first, result)) << terms << " terms, " << threads << " threads";
+            }
+        }
+    }
+}
+
 /// A row on its own, and a few, have the bits that they have among all.
 TEST_P(MatrixProduct, OfARowHasTheSameBitsInAnyBatch) {
     const Runtime runtime(2, GetParam());

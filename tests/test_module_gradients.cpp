@@ -366,6 +366,27 @@ TEST(ModuleGradientRules, OptimizersRefuseAGradientOfAnotherShape) {
     EXPECT_ERROR(adamw.step(), ErrorCode::shape_mismatch, "'W_query.weight' has shape [2]; expected [4, 3]");
 }
 
+/// Either all parameters take a step or none: what is refused leaves no counter behind.
+TEST(ModuleGradientRules, ARefusedStepOfAdamWNeverWas) {
+    const auto stepped = [](bool refused_first) {
+        Subject<BasicCausalAttention<double>> subject = causal(false);
+        const ParameterList<double> parameters = subject.module.parameters();
+        AdamW<double> adamw(parameters, {});
+        for (const auto& [name, parameter] : parameters) {
+            parameter->gradient = drawn(parameter->value.shape(), 7);
+        }
+        if (refused_first) {
+            parameters.back().second->gradient = Tensor64({2});
+            EXPECT_THROW(adamw.step(), Error);
+            EXPECT_TRUE(adamw.state_dict().empty());
+            parameters.back().second->gradient = drawn(parameters.back().second->value.shape(), 7);
+        }
+        adamw.step();
+        return subject.module.state_dict();
+    };
+    EXPECT_EQ(stepped(true), stepped(false));
+}
+
 /// Rows of a key or value layer, each head's as often as query heads share it.
 Tensor64 repeated_heads(const Tensor64& tensor, std::int64_t head_dim, std::int64_t times) {
     Shape shape = tensor.shape();

@@ -92,7 +92,7 @@ void check_memory(const nn::GptOptions& sizes, std::int64_t batch) {
     const auto vocab = static_cast<double>(sizes.vocab_size);
     const auto context = static_cast<double>(sizes.context_length);
     const double parameters = dim * (2 * vocab + context + 12 * layers * dim);
-    const double kept = static_cast<double>(batch) * context * (vocab + 12 * layers * dim);
+    const double kept = static_cast<double>(batch) * context * (vocab + 16 * layers * dim);
     const double masks = layers * context * context;  // which the file has for PyTorch's sake
     const double needed = (4 * parameters + kept + masks) * sizeof(float);
     const double has = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));

@@ -265,10 +265,13 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
     };
     // Calls work(scratch, tile, number of tile, head) for all tiles of one side.
     const auto for_each_token_tile = [&](Side side, std::int64_t heads, const auto& work) {
-        for_each_item(tile_count(problem, side) * heads, [&](Scratch& scratch, std::int64_t item) {
-            const TokenTile tile = locate_tile(problem, side, item / heads);
+        const std::int64_t items = tile_count(problem, side) * heads;
+        for_each_item(items, [&](Scratch& scratch, std::int64_t item) {
+            // Items come from the end. With a causal mask the last queries have the most work, and the first keys.
+            const std::int64_t number = side == Side::queries ? item : items - 1 - item;
+            const TokenTile tile = locate_tile(problem, side, number / heads);
             if (tile.count > 0) {
-                work(scratch, tile, item / heads, item % heads);
+                work(scratch, tile, number / heads, number % heads);
             }
         });
     };

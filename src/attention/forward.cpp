@@ -9,7 +9,7 @@ namespace {
 
 /// Takes a tile of packed keys into a tile of rows.
 template <class A>
-void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const Tile& tile,
+void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A>& keys, const Tile& tile,
             const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     multiply_query_key(setup, rows, keys, scratch);

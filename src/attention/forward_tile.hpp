@@ -65,6 +65,10 @@ struct KeyTile {
     const A* keys = nullptr;  // as packed
     const A* values = nullptr;
     bool packed = false;
+    // Values that are used where they lie are loaded, and looked at, only when something masked meets them.
+    const Sequence* sequence = nullptr;
+    std::int64_t kv_head = 0;
+    bool loaded_values = false;
     bool finite_values = false;
 };
 
@@ -128,9 +132,22 @@ template <class A>
 void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
                const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
-    load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
-    tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, scratch.key, tile.columns,
+    const A* rows = rows_in_place<A>(key_rows(problem, sequence, kv_head, tile.column, tile.columns), tile.columns,
+                                     problem.head_dim);
+    if (rows == nullptr) {
+        load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
+        rows = scratch.key;
+    }
+    tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, rows, tile.columns,
                                         problem.head_dim);
+}
+
+/// scratch.value_at(tile) ← its values, and whether they are finite.
+template <class A>
+void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardScratch<A>& scratch) {
+    tile.finite_values = load_values(setup.kernels, scratch.value_at(tile), setup.call.problem, *tile.sequence,
+                                     tile.kv_head, tile.column, tile.columns);
+    tile.loaded_values = true;
 }
 
 /// Keys and values, once for all rows that need them.
@@ -139,10 +156,16 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
           const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     pack_keys(setup, sequence, kv_head, tile, scratch);
-    tile.finite_values =
-        load_values(setup.kernels, scratch.value_at(tile), problem, sequence, kv_head, tile.column, tile.columns);
-    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), scratch.value_at(tile), tile.columns,
-                                            problem.value_dim);
+    tile.sequence = &sequence;
+    tile.kv_head = kv_head;
+    const A* rows = rows_in_place<A>(value_rows(problem, sequence, kv_head, tile.column, tile.columns), tile.columns,
+                                     problem.value_dim);
+    tile.loaded_values = rows == nullptr;
+    if (tile.loaded_values) {
+        load_values(setup, tile, scratch);
+        rows = scratch.value_at(tile);
+    }
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), rows, tile.columns, problem.value_dim);
     tile.packed = true;
 }
 
@@ -179,12 +202,15 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
 /// Takes finished scores over packed keys into the rows' softmax and context (Dao 2023, algorithm 1, lines 9 and 10).
 /// unmasked: every row may attend to every packed key.
 template <class A>
-void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, bool unmasked,
+void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A>& keys, bool unmasked,
                  const ForwardScratch<A>& scratch) {
     const std::int64_t value_dim = setup.call.problem.value_dim;
     A* scores = scratch.scores.scores;
     // Weights take the place of scores, unless those must still tell what is masked.
-    const bool multiply_all = keys.finite_values || unmasked;
+    if (!unmasked && !keys.loaded_values) {
+        load_values(setup, keys, scratch);
+    }
+    const bool multiply_all = unmasked || keys.finite_values;
     A* weights = multiply_all ? scores : scratch.weights;
     setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
                          {rows.reference, rows.sums}, rows.context, value_dim, rows.rows);

@@ -137,9 +137,7 @@ bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowe
                 row[c] = row[c] != 0 && source[c * view.strides[3]] != std::byte{0} ? 1 : 0;
             }
         }
-        const bool whole = !mask.block_list && !mask.allowed_view;
-        any = any ||
-              (whole ? begin < end : std::memchr(row + begin, 1, static_cast<std::size_t>(end - begin)) != nullptr);
+        any = any || std::memchr(row + begin, 1, static_cast<std::size_t>(end - begin)) != nullptr;
     }
     return any;
 }

@@ -59,13 +59,14 @@ private:
     std::byte* block_ = nullptr;
 };
 
-/// Items of work, shared out among tasks: each has one piece of them and takes it from its end, and who is done helps
-/// the next. So two threads write different cache lines, heads of one token lying side by side, and meet the tokens
-/// that they wrote before. With a causal mask the last queries have the most keys, and short items fill up the finish.
+/// Items of work, shared out among tasks. Of many items each task has one piece and takes it from its end, and who is
+/// done helps the next: two threads write different cache lines, heads of one token lying side by side, and meet the
+/// tokens that they wrote before. Few items are one piece that all take from the end: with a causal mask the last
+/// queries have the most keys, and short items fill up the finish.
 class WorkShares {
 public:
     WorkShares(std::int64_t items, std::int64_t tasks) noexcept
-        : items_(items), count_(std::clamp<std::int64_t>(tasks, 1, kMost)) {
+        : items_(items), count_(items < kManyPerTask * tasks ? 1 : std::clamp<std::int64_t>(tasks, 1, kMost)) {
         for (std::int64_t share = 0; share < count_; ++share) {
             left_[static_cast<std::size_t>(share)].store(begin_of(share + 1), std::memory_order_relaxed);
         }
@@ -86,6 +87,7 @@ public:
 
 private:
     static constexpr std::int64_t kMost = 64;
+    static constexpr std::int64_t kManyPerTask = 16;  // then one more or less at the finish is 3 %
 
     [[nodiscard]] std::int64_t begin_of(std::int64_t share) const noexcept {
         return items_ / count_ * share + std::min(share, items_ % count_);

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "attention/key_value.hpp"
+#include "attention/workspace.hpp"
 #include "core/convert.hpp"
 
 namespace qkv::detail {
@@ -53,6 +54,15 @@ bool load_tokens(const Kernels<A>& kernels, A* to, const Find& find, const Probl
     }
     return finite;
 }
+/// Stored rows that are as `load` would leave them, to be used where they lie; else nullptr.
+template <class A>
+[[nodiscard]] const A* rows_in_place(const Rows& rows, std::int64_t wanted, std::int64_t width) {
+    const bool as_loaded = rows.dtype == dtype_of<A> && rows.rows == wanted && rows.stride == width &&
+                           width == kernels::padded(width) &&
+                           reinterpret_cast<std::uintptr_t>(rows.data) % Carver::kAlignment == 0;
+    return as_loaded ? reinterpret_cast<const A*>(rows.data) : nullptr;
+}
+
 template <class A>
 bool load_keys(const Kernels<A>& kernels, A* to, const Problem& problem, const Sequence& sequence, std::int64_t kv_head,
                std::int64_t token, std::int64_t rows) {

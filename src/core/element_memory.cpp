@@ -12,6 +12,7 @@
 #include <mutex>
 #include <new>
 #include <span>
+#include <thread>
 
 #include "qkv/tensor.hpp"
 
@@ -73,9 +74,14 @@ public:
         return true;
     }
 
-    /// Gives all of it back.
+    /// Gives all of it back, unless others keep it busy all the while (or, after a fork, for ever).
     void clear() noexcept {
-        const std::unique_lock lock(mutex_, std::try_to_lock);
+        constexpr int kTries = 1000;
+        std::unique_lock lock(mutex_, std::try_to_lock);
+        for (int attempt = 1; attempt < kTries && !lock; ++attempt) {
+            std::this_thread::yield();
+            (void)lock.try_lock();
+        }
         while (lock && count_ > 0) {
             free_oldest();
         }

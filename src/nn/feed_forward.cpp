@@ -43,14 +43,14 @@ BasicFeedForward<T>::BasicFeedForward(std::int64_t emb_dim, Gelu form, Generator
       narrow_(widen_.d_out(), emb_dim, true, generator) {}
 
 template <class T>
-BasicTensor<T> BasicFeedForward<T>::forward(BasicTensor<T> x, const Pass<T>& pass) const {
+BasicTensor<T> BasicFeedForward<T>::forward(const BasicTensor<T>& x, const Pass<T>& pass) const {
     return narrow_.forward(gelu(widen_.forward(x, *pass.runtime), form_, *pass.runtime), *pass.runtime);
 }
 
 template <class T>
 BasicTensor<T> BasicFeedForward<T>::forward(BasicTensor<T> x, const Pass<T>& pass) {
     if (!this->training()) {
-        return std::as_const(*this).forward(std::move(x), pass);
+        return std::as_const(*this).forward(x, pass);
     }
     const Runtime& runtime = *pass.runtime;
     BasicTensor<T> hidden = widen_.forward(x, runtime);

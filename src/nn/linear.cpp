@@ -66,9 +66,7 @@ BasicTensor<T> BasicLinear<T>::forward(const BasicTensor<T>& x, const Runtime& r
 template <class T>
 BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y, const Runtime& runtime,
                                         BasicTensor<T> more) {
-    const Shape expected = output_shape(x, d_in(), d_out());
-    const std::int64_t rows = x.numel() / d_in();
-    if (d_y.rank() < 1 || d_y.size(-1) != d_out() || d_y.numel() != rows * d_out()) {
+    if (const Shape expected = output_shape(x, d_in(), d_out()); d_y.shape() != expected) {
         fail(ErrorCode::shape_mismatch, "linear layer: the gradient of the output has shape ", to_string(d_y.shape()),
              "; expected ", to_string(expected));
     }
@@ -77,6 +75,7 @@ BasicTensor<T> BasicLinear<T>::backward(const BasicTensor<T>& x, const BasicTens
         fail(ErrorCode::shape_mismatch, "linear layer: a gradient of the input has shape ", to_string(more.shape()),
              "; expected ", to_string(x.shape()));
     }
+    const std::int64_t rows = x.numel() / d_in();
     const Sums sums = gradient_sums_for_weight(weight_.value.numel());
 
     // y = x Wᵀ + b:   dW = d_yᵀ x      db = Σ rows of d_y      d_x = d_y W

@@ -127,12 +127,11 @@ struct Groups {
     }
 
     /// c ← c + the sums of the second group + those of the third, and so on.
-    void add_up(const Runtime& runtime) const {
-        const auto add = kernels::layers<T>(runtime.instruction_set()).add;
+    void add_up(const kernels::Layers<T>& kernels, const Runtime& runtime) const {
         const std::int64_t numbers = count == 1 ? 0 : product.m * product.n;
         for_runs(runtime, numbers, 1, [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t group = 1; group < count; ++group) {
-                add(product.c + begin, sums(group) + begin, end - begin);
+                kernels.add(product.c + begin, sums(group) + begin, end - begin);
             }
         });
     }
@@ -186,13 +185,14 @@ void multiply_in_own_type(const Product<T>& p, const Runtime& runtime) {
     const Blocks blocks = best_blocks(groups[0], kernels, threads / std::gcd(threads, groups.count));
     const std::int64_t across = ceil_divide(p.n, blocks.columns);
     const std::int64_t of_group = ceil_divide(p.m, blocks.rows) * across;
-    runtime.parallel_for(groups.count * of_group, [&](std::int64_t task) {
+    const Runtime& crew = threads == 1 ? Runtime::serial() : runtime;
+    crew.parallel_for(groups.count * of_group, [&](std::int64_t task) {
         const std::int64_t row = task % of_group / across * blocks.rows;
         const std::int64_t column = task % of_group % across * blocks.columns;
         multiply_block(groups[task / of_group], kernels, row, std::min(blocks.rows, p.m - row), column,
                        std::min(blocks.columns, p.n - column));
     });
-    groups.add_up(threads == 1 ? Runtime::serial() : runtime);
+    groups.add_up(kernels::layers<T>(runtime.instruction_set()), crew);
 }
 
 template <class T>

@@ -1,8 +1,9 @@
 // Products of matrices, c = a b, cut into blocks that fit caches and shared out among threads.
 //
 // An element's bits depend on its row of a and its column of b alone: its sum runs over chunks of kChunk terms, added
-// up in their order, each a chain from 0 in the order of the terms (or the sum of shorter ones). So they are the same
-// for any number of threads, any number of rows, and whatever stands around.
+// up in their order (where the product asks for it, first within groups of kGroup terms), each a chain from 0 in the
+// order of the terms (or the sum of shorter ones). So they are the same for any number of threads, any number of rows,
+// and whatever stands around.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,9 @@ inline constexpr std::int64_t kGroup = 2 * kChunk;
 /// its part of the sums over all rows, half of them came from another processor (64 × 64 over 1,024 rows with two
 /// threads: 100 us, with one: 126).
 [[nodiscard]] constexpr bool gradient_in_groups(std::int64_t d_out, std::int64_t d_in) noexcept {
-    return d_out * d_in <= kGroup / 2 * (d_out + d_in);
+    constexpr std::int64_t kMostNumbers = 1 << 18;  // 1 MiB of floats for each group
+    const std::int64_t numbers = d_out * d_in;
+    return numbers <= kMostNumbers && numbers <= kGroup / 2 * (d_out + d_in);
 }
 
 /// c [m, n] = a [m, k] · b [k, n], each whole in memory: c row-major, a and b row-major or the transposed of that.

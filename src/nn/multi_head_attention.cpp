@@ -1,5 +1,6 @@
 #include "qkv/nn/multi_head_attention.hpp"
 
+#include <optional>
 #include <utility>
 
 #include "core/check.hpp"
@@ -55,7 +56,9 @@ template <class T>
 BasicTensor<T> BasicMultiHeadAttention<T>::backward(const BasicTensor<T>& d_output) {
     const Remembered<T>& memory = recall(this->memory_);
     check_gradient(d_output, memory, options_.d_out);
-    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_output, *memory.runtime);
+    std::optional<BasicTensor<T>> batch;  // of one sequence
+    const BasicTensor<T>& d_out = memory.batched ? d_output : batch.emplace(d_output.reshaped(memory.context.shape()));
+    const BasicTensor<T> d_context = out_proj_.backward(memory.context, d_out, *memory.runtime);
     SequenceGradients<T> d = project_backward(query_, key_, value_, memory, d_context);
     return without_batch(std::move(d.queries), memory.batched);
 }

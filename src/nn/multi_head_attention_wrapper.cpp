@@ -1,9 +1,9 @@
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "core/check.hpp"
 #include "nn/attend.hpp"
-#include "nn/rows.hpp"
 #include "qkv/nn/multi_head_attention.hpp"
 
 namespace qkv::nn {
@@ -129,7 +129,7 @@ BasicTensor<T> BasicMultiHeadAttentionWrapper<T>::backward(const BasicTensor<T>&
         if (head == 0) {
             d_x = std::move(d_input);
         } else {
-            add_to(d_x, d_input, Runtime::serial());
+            std::ranges::transform(d_x.values(), d_input.values(), d_x.values().begin(), std::plus<>());
         }
     }
     return d_x;

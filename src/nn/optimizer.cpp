@@ -124,19 +124,24 @@ void AdamW<T>::set_lr(double lr) {
 
 template <class T>
 void AdamW<T>::step(const Runtime& runtime) {
+    // All that may be refused comes first: then either all parameters take the step or none.
+    for (std::size_t place = 0; place < parameters_.size(); ++place) {
+        Moments& moments = moments_[place];
+        if (has_gradient(parameters_[place]) && moments.first.empty()) {
+            const Shape& shape = parameters_[place].second->value.shape();
+            BasicTensor<T> second(shape);
+            moments.first = BasicTensor<T>(shape);
+            moments.second = std::move(second);
+        }
+    }
+    const std::vector<Run> runs = runs_of(parameters_);
     std::vector<kernels::AdamWStep<T>> steps(parameters_.size());
     for (std::size_t place = 0; place < parameters_.size(); ++place) {
-        if (!has_gradient(parameters_[place])) {
+        if (parameters_[place].second->gradient.empty()) {
             continue;
         }
-        Parameter<T>& parameter = *parameters_[place].second;
-        Moments& moments = moments_[place];
-        if (moments.first.empty()) {
-            moments.first = BasicTensor<T>(parameter.value.shape());
-            moments.second = BasicTensor<T>(parameter.value.shape());
-        }
         // The step's constants in double, as PyTorch's Python scalars are.
-        const auto t = static_cast<double>(++moments.steps);
+        const auto t = static_cast<double>(++moments_[place].steps);
         steps[place] = {.shrink = static_cast<T>(1.0 - options_.lr * options_.weight_decay),
                         .one_minus_beta1 = static_cast<T>(1.0 - options_.beta1),
                         .beta2 = static_cast<T>(options_.beta2),
@@ -146,7 +151,7 @@ void AdamW<T>::step(const Runtime& runtime) {
                         .eps = static_cast<T>(options_.eps)};
     }
     const auto update = kernels::layers<T>(runtime.instruction_set()).adamw;
-    for_each_run(runs_of(parameters_), runtime, [&](const Run& run, std::int64_t) {
+    for_each_run(runs, runtime, [&](const Run& run, std::int64_t) {
         Parameter<T>& parameter = *parameters_[run.place].second;
         Moments& moments = moments_[run.place];
         update(parameter.value.data() + run.begin, moments.first.data() + run.begin, moments.second.data() + run.begin,

@@ -39,7 +39,7 @@ public:
 
     /// x [..., emb_dim] → the same shape.
     [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {});
-    [[nodiscard]] BasicTensor<T> forward(BasicTensor<T> x, const Pass<T>& pass = {}) const;
+    [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Pass<T>& pass = {}) const;
 
     /// d_output, shaped as forward's result → the gradient of x, after a forward in training. Adds to the parameters'
     /// gradients.

@@ -22,9 +22,9 @@ public:
     /// x [..., d_in] → [..., d_out].
     [[nodiscard]] BasicTensor<T> forward(const BasicTensor<T>& x, const Runtime& runtime = Runtime::serial()) const;
 
-    /// d_y [..., d_out], with as many rows as x → d_x, shaped as x, for the x that forward had; added to `more`, where
-    /// x has got a gradient already. Adds d_yᵀ x to the weight's gradient and the sum of d_y's rows to the bias's.
-    /// Throws Error(shape_mismatch) unless x fits the layer, d_y the rows of x, and `more`, unless empty, x.
+    /// d_y [..., d_out] → d_x [..., d_in] for the x that forward had; added to `more`, where x has got a gradient
+    /// already. Adds d_yᵀ x to the weight's gradient and the sum of d_y's rows to the bias's. Throws
+    /// Error(shape_mismatch) unless x fits the layer, d_y the y of x, and `more`, unless empty, x.
     [[nodiscard]] BasicTensor<T> backward(const BasicTensor<T>& x, const BasicTensor<T>& d_y,
                                           const Runtime& runtime = Runtime::serial(), BasicTensor<T> more = {});
 
