@@ -64,10 +64,10 @@ struct KeyTile {
     std::int64_t place = 0;   // in the panel
     const A* keys = nullptr;  // as packed
     const A* values = nullptr;
-    bool packed = false;
-    // Values that are used where they lie are loaded, and looked at, only when something masked meets them.
     const Sequence* sequence = nullptr;
     std::int64_t kv_head = 0;
+    bool packed = false;
+    // Values that are used where they lie are loaded, and looked at, only when something masked meets them.
     bool loaded_values = false;
     bool finite_values = false;
 };

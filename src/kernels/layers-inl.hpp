@@ -168,12 +168,6 @@ HWY_INLINE double SumOf(Vec<double> lanes) { return hn::GetLane(hn::SumOfLanes(T
 /// Rows of layer norm that run side by side: each of them alone would wait for its own sums.
 inline constexpr unsigned kNormRows = 8;
 
-/// What makes a row's mean 0 and its variance 1: (x − mean) · inverse.
-template <unsigned kRows>
-struct RowMoments {
-    Vec<double> mean[kRows], inverse[kRows];
-};
-
 /// term(r) for each of kRows rows.
 template <unsigned kRows, class Term>
 HWY_INLINE void ForRows(const Term& term) {
@@ -183,8 +177,10 @@ HWY_INLINE void ForRows(const Term& term) {
     }
 }
 
+/// What makes each row's mean 0 and its variance 1: (x − mean) · inverse.
 template <unsigned kRows, class A>
-HWY_INLINE void MomentsOf(RowMoments<kRows>& moments, const A* x, std::int64_t width, double eps) {
+HWY_INLINE void MomentsOf(Vec<double> (&mean)[kRows], Vec<double> (&inverse)[kRows], const A* x, std::int64_t width,
+                          double eps) {
     const Tag<double> d;
     const auto count = static_cast<double>(width);
     Vec<double> sums[kRows];
@@ -193,29 +189,29 @@ HWY_INLINE void MomentsOf(RowMoments<kRows>& moments, const A* x, std::int64_t w
         ForRows<kRows>([&](unsigned r) HWY_ATTR { sums[r] = hn::Add(sums[r], load(x + r * width + i)); });
     });
     ForRows<kRows>([&](unsigned r) HWY_ATTR {
-        moments.mean[r] = hn::Set(d, SumOf(sums[r]) / count);
+        mean[r] = hn::Set(d, SumOf(sums[r]) / count);
         sums[r] = hn::Zero(d);
     });
     ForWide(width, [&](std::int64_t i, Vec<double> one, const auto& load, const auto&) HWY_ATTR {
         ForRows<kRows>([&](unsigned r) HWY_ATTR {
-            const auto distance = hn::Mul(hn::Sub(load(x + r * width + i), moments.mean[r]), one);
+            const auto distance = hn::Mul(hn::Sub(load(x + r * width + i), mean[r]), one);
             sums[r] = hn::MulAdd(distance, distance, sums[r]);
         });
     });
     ForRows<kRows>([&](unsigned r)
-                       HWY_ATTR { moments.inverse[r] = hn::Set(d, 1.0 / std::sqrt(SumOf(sums[r]) / count + eps)); });
+                       HWY_ATTR { inverse[r] = hn::Set(d, 1.0 / std::sqrt(SumOf(sums[r]) / count + eps)); });
 }
 
 template <unsigned kRows, class A>
 HWY_INLINE void LayerNormRows(A* HWY_RESTRICT y, const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale,
                               const A* HWY_RESTRICT shift, std::int64_t width, double eps) {
-    RowMoments<kRows> moments;
-    MomentsOf(moments, x, width, eps);
+    Vec<double> mean[kRows], inverse[kRows];
+    MomentsOf(mean, inverse, x, width, eps);
     ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
         const auto times = load(scale + i);
         const auto plus = load(shift + i);
         ForRows<kRows>([&](unsigned r) HWY_ATTR {
-            const auto normal = hn::Mul(hn::Sub(load(x + r * width + i), moments.mean[r]), moments.inverse[r]);
+            const auto normal = hn::Mul(hn::Sub(load(x + r * width + i), mean[r]), inverse[r]);
             store(hn::MulAdd(normal, times, plus), y + r * width + i);
         });
     });
@@ -238,10 +234,10 @@ HWY_INLINE void LayerNormBackwardRows(A* HWY_RESTRICT d_x, double* HWY_RESTRICT 
                                       const A* HWY_RESTRICT x, const A* HWY_RESTRICT scale, const A* HWY_RESTRICT d_y,
                                       std::int64_t width, double eps) {
     const Tag<double> d;
-    RowMoments<kRows> moments;
-    MomentsOf(moments, x, width, eps);
+    Vec<double> mean[kRows], inverse[kRows];
+    MomentsOf(mean, inverse, x, width, eps);
     const auto normal = [&](Vec<double> value, unsigned r)
-                            HWY_ATTR { return hn::Mul(hn::Sub(value, moments.mean[r]), moments.inverse[r]); };
+                            HWY_ATTR { return hn::Mul(hn::Sub(value, mean[r]), inverse[r]); };
     Vec<double> sums[kRows], sums_along[kRows];
     ForRows<kRows>([&](unsigned r) HWY_ATTR { sums[r] = sums_along[r] = hn::Zero(d); });
     ForWide(width, [&](std::int64_t i, Vec<double>, const auto& load, const auto& store) HWY_ATTR {
@@ -271,7 +267,7 @@ HWY_INLINE void LayerNormBackwardRows(A* HWY_RESTRICT d_x, double* HWY_RESTRICT 
             const auto g = hn::Mul(load(d_y + r * width + i), times);
             const auto along = normal(load(x + r * width + i), r);
             const auto rest = hn::NegMulAdd(along, sums_along[r], hn::Sub(g, sums[r]));
-            store(hn::Mul(rest, moments.inverse[r]), d_x + r * width + i);
+            store(hn::Mul(rest, inverse[r]), d_x + r * width + i);
         });
     });
 }
