@@ -68,6 +68,34 @@ TEST(AttentionBits, DoNotDependOnThreads) {
     EXPECT_TRUE(Outcome(backwards) == one);
 }
 
+/// One key head with 24 tiles of query rows: its gradients pass from panel to panel, and from thread to thread.
+template <class T>
+void check_panels() {
+    const support::Sizes sizes{
+        .batch = 1, .heads = 6, .kv_heads = 1, .queries = 250, .keys = 270, .head_dim = 24, .value_dim = 40};
+    for (const bool windowed : {false, true}) {
+        AttentionOptions options = busy_options();
+        options.mask = windowed ? Mask::window(70, 0, Align::bottom_right) : options.mask;
+        Small<T> one(sizes);
+        one.forward(options);
+        one.backward(options);
+        for (const std::int64_t threads : {2, 3, 5, 16}) {
+            const Runtime runtime(threads);
+            Small<T> other(sizes);
+            other.forward(options, runtime);
+            other.backward(options, runtime);
+            EXPECT_TRUE(same_results(one, other)) << threads << " threads" << (windowed ? ", windowed" : "");
+        }
+    }
+}
+
+TEST(AttentionBits, DoNotDependOnThePanelsOfAChain) {
+    check_panels<float>();
+    check_panels<double>();
+    check_panels<BFloat16>();
+    check_panels<Float16>();
+}
+
 TEST(AttentionBits, AreTheSameInEveryRun) {
     const char* text = std::getenv("QKV_TEST_RERUNS");
     const std::int64_t reruns = text == nullptr ? 1000 : std::strtoll(text, nullptr, 10);

@@ -159,6 +159,66 @@ TEST_P(EverySet, MultiplyIsTheProduct) {
     }
 }
 
+/// dV = Pᵀ dO and dQ = dS K of tiles that are not whole, for inputs of either type, against sums in float64.
+TEST_P(EverySet, SumsOfBackwardAreTheProducts) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+        const Kernels<float>& kernels = table<float>(GetParam(), dtype);
+        const Entered entered(kernels);
+        for (const std::int64_t width : {1, 16, 40, 64, 112}) {
+            for (const std::int64_t rows : {1, 31, 33, 64}) {
+                constexpr std::int64_t kColumns = 50;
+                const std::int64_t across = padded(width);
+                const Room<float> left(kQueryTile * kKeyTile), right(kQueryTile * across),
+                    form(kernels.query_sum_room(width)), pairs(kQueryTile * kKeyTile), sums(kKeyTile * across),
+                    as_rows(kKeyTile * across), values(kernels.value_room(width)), context(kQueryTile * across);
+                std::fill_n(left.data, kQueryTile * kKeyTile, 0.0F);
+                std::fill_n(right.data, kQueryTile * across, 0.0F);
+                std::fill_n(sums.data, kKeyTile * across, 0.0F);
+                std::fill_n(context.data, kQueryTile * across, 0.0F);
+                for (std::int64_t r = 0; r < rows; ++r) {  // small whole numbers: exact in bf16, and so are the sums
+                    for (std::int64_t c = 0; c < kColumns; ++c) {
+                        left.data[r * kKeyTile + c] = static_cast<float>((r * 7 + c * 5) % 23 - 11);
+                    }
+                    for (std::int64_t i = 0; i < width; ++i) {
+                        right.data[r * across + i] = static_cast<float>((r * 3 + i * 11) % 19 - 9);
+                    }
+                }
+                const float* packed = kernels.pack_query_sums(form.data, right.data, rows, width);
+                for (int time = 0; time < 2; ++time) {
+                    kernels.add_over_queries(sums.data, kernels.pack_weights(pairs.data, left.data, rows), packed, rows,
+                                             kColumns, width);
+                }
+                const float* got = kernels.sums_as_rows(as_rows.data, sums.data, width);
+                for (std::int64_t c = 0; c < kColumns; ++c) {
+                    for (std::int64_t i = 0; i < width; ++i) {
+                        float expected = 0;
+                        for (std::int64_t r = 0; r < rows; ++r) {
+                            expected += 2 * left.data[r * kKeyTile + c] * right.data[r * across + i];
+                        }
+                        const std::int64_t at = kernels.sums_transposed ? i * kKeyTile + c : c * across + i;
+                        ASSERT_EQ(sums.data[at], expected) << width << ' ' << rows << ' ' << c << ' ' << i;
+                        ASSERT_EQ(got[c * across + i], expected) << width << ' ' << rows << ' ' << c << ' ' << i;
+                    }
+                }
+                const std::vector<float> kept(left.data, left.data + kQueryTile * kKeyTile);
+                kernels.round_weights(left.data, rows);
+                kernels.add_values(context.data, left.data,
+                                   kernels.pack_values(values.data, right.data, kColumns, width), rows, kColumns,
+                                   width);
+                for (std::int64_t r = 0; r < rows; ++r) {
+                    for (std::int64_t i = 0; i < width; ++i) {
+                        float expected = 0;
+                        for (std::int64_t c = 0; c < kColumns; ++c) {
+                            expected += kept[static_cast<std::size_t>(r * kKeyTile + c)] * right.data[c * across + i];
+                        }
+                        ASSERT_EQ(context.data[r * across + i], expected) << width << ' ' << rows;
+                    }
+                }
+            }
+        }
+    }
+}
+
 template <class T>
 void check_rows(const Kernels<float>& kernels) {
     std::mt19937 random(3);

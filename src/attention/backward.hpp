@@ -1,4 +1,4 @@
-// Backward (Dao 2023, algorithm 2, cut so that every sum has one owner). With P = softmax(S), Z = dropout's factors,
+// Backward (Dao 2023, algorithm 2, cut so that every sum has one order). With P = softmax(S), Z = dropout's factors,
 // dP = dO Vᵀ and delta = rowsum(dO ∘ O):
 //
 //     S = f(scale · Q Kᵀ)          P  = exp(S − lse)
@@ -7,12 +7,8 @@
 //                                  dQ = scale · dS K               dK = scale · dSᵀ Q
 //
 //     statistics     per row: lse with the sink, and delta
-//     keys pass      an item owns dK and dV of a tile of keys and walks over the queries of its head group
-//     queries pass   an item owns dQ of a tile of queries and walks over its keys, as forward does
+//     panels         five products: dQ summed over keys, dK and dV over queries, both in order (backward_panel.hpp)
 //     bias pass      an item owns a tile of dbias and walks over what it is repeated along
-//
-// S and dP are computed once per pass, which costs 7 products where 5 are the least, and buys the same bits for any
-// number of threads without a reduction.
 #pragma once
 
 #include "attention/plan.hpp"

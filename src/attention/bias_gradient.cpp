@@ -123,11 +123,11 @@ void bias_item(const BackwardSetup<A>& setup, const BiasItems& items, const Bias
                         return;
                     }
                     if (!loaded) {
-                        load_query_side(setup, sequence, head, row, tile_rows, scratch);
+                        load_query_side(setup, sequence, head, row, tile_rows, 0, scratch);
                         loaded = true;
                     }
                     load_key_side(setup, sequence, head / problem.group, tile.column, tile.columns, scratch);
-                    bias_gradient_tile(setup, tile, statistics, scratch);
+                    bias_gradient_tile(setup, tile, scratch.tiles[0], statistics, scratch);
                     add_tile(items, tile, scratch);
                 });
             }

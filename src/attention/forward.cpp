@@ -101,36 +101,16 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
     }
 }
 
-/// Head chunks of one group.
-std::int64_t head_items(const Problem& problem, const ForwardCut& cut) { return tiles_of(problem.group, cut.heads); }
-
-std::int64_t item_count(const Problem& problem, const ForwardCut& cut) {
+std::int64_t item_count(const Problem& problem, const RowCut& cut) {
     return checked_multiply(checked_multiply(tile_count(problem, Side::queries, cut.tokens), problem.kv_heads,
                                              "attention: tiles of queries"),
-                            head_items(problem, cut), "attention: tiles of queries");
+                            cut.head_pieces(problem), "attention: tiles of queries");
 }
 
-/// How much an item takes on: enough rows to make the packing of keys cheap, few enough to stay in a core's own cache
-/// and to give every thread some items. No bit of a result depends on it.
-ForwardCut cut_for(const Problem& problem, const Runtime& runtime) {
-    constexpr std::int64_t kMostTiles = 16;
-    constexpr std::int64_t kCache = 1 << 20;
+RowCut cut_for(const Problem& problem, const Runtime& runtime) {
     constexpr std::int64_t kItemsPerThread = 4;
-    const std::int64_t tile_bytes =
-        kQueryTile * size_of(problem.compute) * (problem.head_dim + problem.value_dim + kernels::kLanes);
-    const std::int64_t most = std::clamp<std::int64_t>(kCache / tile_bytes, 1, kMostTiles);
-    ForwardCut cut;
-    cut.heads = std::clamp<std::int64_t>(problem.group, 1, most);  // no heads: no items
-    const std::int64_t longest = std::max<std::int64_t>(1, tiles_of(problem.queries, kQueryTile));
-    cut.tokens = kQueryTile * std::clamp<std::int64_t>(most / cut.heads, 1, longest);
-    while (item_count(problem, cut) < kItemsPerThread * runtime.threads() && cut.row_tiles() > 1) {
-        if (cut.tokens > kQueryTile) {
-            cut.tokens = cut.tokens / kQueryTile / 2 * kQueryTile;
-        } else {
-            cut.heads = (cut.heads + 1) / 2;
-        }
-    }
-    return cut;
+    return row_cut(problem, problem.head_dim + problem.value_dim + kernels::kLanes,
+                   [&](const RowCut& cut) { return item_count(problem, cut) >= kItemsPerThread * runtime.threads(); });
 }
 
 template <class A>
@@ -139,7 +119,7 @@ void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime
     const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
     const Workspace workspace(plan, call.extras.workspace);
     const std::int64_t items = item_count(problem, setup.cut);
-    const std::int64_t per_kv_head = head_items(problem, setup.cut);
+    const std::int64_t per_kv_head = setup.cut.head_pieces(problem);
     const auto work = [&](const ForwardScratch<A>& scratch, std::int64_t number) {
         const TokenTile tokens =
             locate_tile(problem, Side::queries, number / per_kv_head / problem.kv_heads, setup.cut.tokens);

@@ -8,18 +8,9 @@
 
 namespace qkv::detail {
 
-/// An item of work: up to `tokens` queries of up to `heads` heads that share keys. They are cut into row tiles, and
-/// every tile of keys, once packed, serves all of them.
-struct ForwardCut {
-    std::int64_t tokens = kQueryTile;
-    std::int64_t heads = 1;
-
-    [[nodiscard]] std::int64_t row_tiles() const { return tokens / kQueryTile * heads; }
-};
-
 template <class A>
 struct ForwardSetup {
-    ForwardSetup(const ForwardCall& forward_call, const Runtime& runtime, const ForwardCut& forward_cut)
+    ForwardSetup(const ForwardCall& forward_call, const Runtime& runtime, const RowCut& forward_cut)
         : call(forward_call), kernels(kernels_for<A>(call.problem, runtime)), cut(forward_cut) {
         const Problem& problem = call.problem;
         const auto scale = static_cast<A>(problem.scale);
@@ -30,7 +21,7 @@ struct ForwardSetup {
 
     const ForwardCall& call;
     const Kernels<A>& kernels;
-    ForwardCut cut;
+    RowCut cut;
     // Where the scale goes, the others are 1: into the queries; into the products; or, where nothing comes between,
     // into the softmax. Of the last two the bits are the same.
     A query_scale = A(1);

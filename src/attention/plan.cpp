@@ -52,6 +52,16 @@ TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number, st
     return located;
 }
 
+std::int64_t tile_number(const Problem& problem, Side side, std::int64_t sequence, std::int64_t token) {
+    const bool queries = side == Side::queries;
+    if (problem.packed()) {
+        return first_packed_tile(queries ? *problem.mask.packed_queries : *problem.mask.packed_keys, sequence,
+                                 kQueryTile) +
+               token / kQueryTile;
+    }
+    return sequence * tiles_of(queries ? problem.queries : problem.keys, kQueryTile) + token / kQueryTile;
+}
+
 std::size_t Plan::workspace_bytes() const {
     return Carver::kAlignment - 1 + shared_bytes + static_cast<std::size_t>(tasks) * task_bytes;
 }

@@ -28,6 +28,8 @@ enum class Side : std::uint8_t { queries, keys };
 [[nodiscard]] std::int64_t tile_count(const Problem& problem, Side side, std::int64_t tile = kQueryTile);
 [[nodiscard]] TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number,
                                     std::int64_t tile = kQueryTile);
+/// The number of the tile of the default size that holds a token of a sequence.
+[[nodiscard]] std::int64_t tile_number(const Problem& problem, Side side, std::int64_t sequence, std::int64_t token);
 static_assert(kQueryTile == kKeyTile, "one default for both sides");
 
 /// Memory: `shared` for the call, then `per_task` for each task.
@@ -42,6 +44,39 @@ struct Plan {
 /// Tasks for a call whose two products per score take 2 · (D + Dv) operations: no more than threads, than items, or
 /// than work is worth waking a thread for.
 [[nodiscard]] std::int64_t task_count(const Problem& problem, const Runtime& runtime, std::int64_t items);
+
+/// Row tiles that one task takes on together: up to `tokens` queries of up to `heads` heads that share keys, queries
+/// first, so that every tile of keys, once packed, serves all of them. Less than all heads go with one tile of queries.
+struct RowCut {
+    std::int64_t tokens = kQueryTile;
+    std::int64_t heads = 1;
+
+    [[nodiscard]] std::int64_t row_tiles() const { return tokens / kQueryTile * heads; }
+    /// Pieces that the heads of a group are cut into.
+    [[nodiscard]] std::int64_t head_pieces(const Problem& problem) const { return tiles_of(problem.group, heads); }
+};
+
+/// Enough rows to make the packing of keys cheap, few enough to stay in a core's own cache and, halved until
+/// enough(cut) says so, to give every thread some items. No bit of a result depends on it.
+template <class Enough>
+[[nodiscard]] RowCut row_cut(const Problem& problem, std::int64_t numbers_per_row, const Enough& enough) {
+    constexpr std::int64_t kMostTiles = 16;
+    constexpr std::int64_t kCache = 1 << 20;
+    const std::int64_t tile_bytes = kQueryTile * size_of(problem.compute) * numbers_per_row;
+    const std::int64_t most = std::clamp<std::int64_t>(kCache / tile_bytes, 1, kMostTiles);
+    RowCut cut;
+    cut.heads = std::clamp<std::int64_t>(problem.group, 1, most);  // no heads: no items
+    const std::int64_t longest = std::max<std::int64_t>(1, tiles_of(problem.queries, kQueryTile));
+    cut.tokens = kQueryTile * std::clamp<std::int64_t>(most / cut.heads, 1, longest);
+    while (cut.row_tiles() > 1 && !enough(cut)) {
+        if (cut.tokens > kQueryTile) {
+            cut.tokens = cut.tokens / kQueryTile / 2 * kQueryTile;
+        } else {
+            cut.heads = (cut.heads + 1) / 2;
+        }
+    }
+    return cut;
+}
 
 /// The caller's workspace, or one allocated here where that is empty. Throws when the caller's is too small.
 class Workspace {
@@ -58,6 +93,9 @@ private:
     std::unique_ptr<std::byte[]> own_;
     std::byte* block_ = nullptr;
 };
+
+/// Ascending: an item is taken only when all before it have been.
+enum class ItemOrder : std::uint8_t { any, ascending };
 
 /// Items of work, shared out among tasks. Of many items each task has one piece and takes it from its end, and who is
 /// done helps the next: two threads write different cache lines, heads of one token lying side by side, and meet the
@@ -102,14 +140,15 @@ private:
 /// of the workspace. Everything runs under the default floating-point modes.
 template <class Scratch, class Setup, class Work>
 void run_items(const Setup& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
-               std::int64_t items, const Work& work) {
-    WorkShares shares(items, plan.tasks);
+               std::int64_t items, const Work& work, ItemOrder order = ItemOrder::any) {
+    const bool ascending = order == ItemOrder::ascending;
+    WorkShares shares(items, ascending ? 1 : plan.tasks);
     const auto body = [&](std::int64_t task) {
         const FloatEnvironment modes;
         const kernels::Entered entered(setup.kernels);
         Carver carver = workspace.task(task);
         Scratch scratch(setup, carver);
-        shares.work_through(task, [&](std::int64_t item) { work(scratch, item); });
+        shares.work_through(task, [&](std::int64_t item) { work(scratch, ascending ? items - 1 - item : item); });
     };
     // One captured reference fits into std::function: no allocation.
     runtime.parallel_for(plan.tasks, [&body](std::int64_t task) { body(task); });

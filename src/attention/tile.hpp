@@ -85,17 +85,4 @@ void clear_masked_rows(A* cleared, const A* b, std::int64_t inner, std::int64_t 
     }
 }
 
-/// multiply_add that leaves out what is masked: entries of `left` whose score (walked as `left` is) is −∞. Their factor
-/// is 0 and the same sums result, unless b holds a NaN or an infinity there: 0 × NaN is NaN. Every row of c gets a copy
-/// of b, in `cleared`, in which the rows that it may not see are 0.
-template <class A>
-void multiply_add_unmasked(const Kernels<A>& kernels, A* c, const Left<A>& left, const A* scores, const A* b,
-                           std::int64_t rows, std::int64_t inner, std::int64_t width, A* cleared) {
-    for (std::int64_t r = 0; r < rows; ++r) {
-        clear_masked_rows(cleared, b, inner, width, scores + r * left.row_step, left.inner_step);
-        kernels.multiply_add(c + r * width, width, {left.data + r * left.row_step, left.row_step, left.inner_step},
-                             cleared, width, 1, inner, width);
-    }
-}
-
 }  // namespace qkv::detail

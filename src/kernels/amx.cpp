@@ -211,6 +211,77 @@ void AddPairedValues(float* context, const float* weights, const float* values, 
     MultiplyTileRows<true>(context, across, a, b, (rows + kTileRows - 1) / kTileRows * kTileRows, steps, across);
 }
 
+// Backward. The tile unit sums over its left operand's columns, which here are queries: dVᵀ += dOᵀ · P and dKᵀ += Qᵀ ·
+// dS take P and dS as pairs of rows, and dO and Q transposed, once for all the keys that they meet.
+//
+//     columns  (Dv, 64)       dOᵀ, 16 bits; two steps of 32 queries
+//     pairs    (32, 64)       pairs of queries; b[p][2n] from row 2p, b[p][2n + 1] from row 2p + 1
+
+/// 16 floats rounded to bf16.
+HWY_INLINE __m256i Rounded(Vec<float> x) {
+    __m256i rounded;
+    __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(x.raw));
+    return rounded;
+}
+
+/// In place, at the beginning of each row.
+void RoundRows(float* weights, std::int64_t rows) {
+    for (float* row = weights; row < weights + rows * kKeyTile; row += kKeyTile) {
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<float>) {
+            const auto x = hn::Load(Tag<float>(), row + c);
+            _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(x));
+        }
+    }
+}
+
+/// room (kQueryTile / 2, kKeyTile) ← pairs of rows, 0 past them.
+const float* PackRoundedPairs(float* room, const float* weights, std::int64_t rows) {
+    const Tag<float> d;
+    for (std::int64_t r = 0; r < kQueryTile; r += 2) {
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<float>) {
+            const auto row = [&](std::int64_t at) HWY_ATTR {
+                const auto x = at < rows ? hn::Load(d, weights + at * kKeyTile + c) : hn::Zero(d);
+                return _mm512_cvtepu16_epi32(Rounded(x));
+            };
+            const __m512i pair = _mm512_or_si512(row(r), _mm512_slli_epi32(row(r + 1), 16));
+            _mm512_store_si512(room + r / 2 * kKeyTile + c, pair);
+        }
+    }
+    return room;
+}
+
+std::int64_t ColumnRoom(std::int64_t width) { return padded(width) * kQueryTile / 2; }
+
+const float* PackColumns(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    const hn::FixedTag<float, 4> d;
+    const hn::FixedTag<std::uint32_t, 4> du;
+    const std::int64_t across = padded(width);
+    TransposeFloats(room, kQueryTile / 2, kQueryTile / 2, (count + 1) / 2, across,
+                    [&](std::int64_t pair, std::int64_t i) HWY_ATTR {
+                        const float* first = rows + 2 * pair * across + i;
+                        const auto second = 2 * pair + 1 < count ? hn::Load(d, first + across) : hn::Zero(d);
+                        return hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, hn::Load(d, first))),
+                                                     hn::And(hn::BitCast(du, second), hn::Set(du, 0xFFFF0000U))));
+                    });
+    return room;
+}
+
+void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t /*columns*/,
+                  std::int64_t width) {
+    constexpr std::int64_t kColumnBytes = kQueryTile * 2;
+    const Tiles a{reinterpret_cast<const std::byte*>(packed), kTileRows * kColumnBytes, kTileBytes, kColumnBytes};
+    const Tiles b{reinterpret_cast<const std::byte*>(weights), kTileBytes, kPairs * kRowBytes, kRowBytes};
+    MultiplyTileRows<true>(sums, kKeyTile, a, b, padded(width), steps_of(rows), kKeyTile);
+}
+
+const float* SumsTransposed(float* room, const float* sums, std::int64_t width) {
+    const std::int64_t across = padded(width);
+    TransposeFloats(room, across, across, across, kKeyTile, [&](std::int64_t row, std::int64_t i) HWY_ATTR {
+        return hn::Load(hn::FixedTag<float, 4>(), sums + row * kKeyTile + i);
+    });
+    return room;
+}
+
 /// exp for weights that are rounded to 16 bits: relative error at most 2⁻¹⁷ for x >= −87.33 and exactly 0 below, 1 at
 /// 0. 2ᶻ with z = x / ln 2: the fraction of z through 1 + f q(f), q of degree 4 with the least largest relative error
 /// (2⁻²³·⁵) on [0, 1), so that lse, the one thing that is not rounded to 16 bits, is a float's worth. The rounding of
@@ -231,9 +302,7 @@ struct CoarseWeights {
     static HWY_INLINE Vec<float> Exp(Vec<float> x) { return ExpOfAny(x); }
     /// Rounded to bf16, packed at the row's beginning.
     static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
-        __m256i rounded;
-        __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(weights.raw));
-        _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), rounded);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(weights));
     }
 };
 
@@ -250,6 +319,13 @@ constexpr Kernels<float> MakeBf16Table() {
     table.pack_values = PackValues;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
+    table.round_weights = RoundRows;
+    table.pack_weights = PackRoundedPairs;
+    table.query_sum_room = ColumnRoom;
+    table.pack_query_sums = PackColumns;
+    table.add_over_queries = AddOverPairs;
+    table.sums_transposed = true;
+    table.sums_as_rows = SumsTransposed;
     table.soften = Soften<float, CoarseWeights>;
     table.weigh = Weigh<float, CoarseWeights>;
     table.score_gradients = ScoreGradients<float, CoarseWeights>;

@@ -122,6 +122,24 @@ struct Kernels {
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                        std::int64_t width);
 
+    // Backward's: dP is multiply_keys of dO and V, dQ add_values of dS and K; dV and dK are sums over queries.
+
+    /// A tile (rows, kKeyTile) in the place of its numbers, in the form in which add_values meets them.
+    void (*round_weights)(A* weights, std::int64_t rows);
+    /// The same tile as add_over_queries meets it; the room is kQueryTile × kKeyTile A.
+    const A* (*pack_weights)(A* room, const A* weights, std::int64_t rows);
+    /// Rows of queries, or of dO, as add_over_queries meets them.
+    std::int64_t (*query_sum_room)(std::int64_t width);
+    const A* (*pack_query_sums)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    /// sums += weightsᵀ (columns, rows) · packed (rows, width). How kKeyTile × padded(width) sums lie is the set's own
+    /// affair; 0 is 0.
+    void (*add_over_queries)(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
+                             std::int64_t width);
+    /// Whether they lie as (padded(width), kKeyTile) and not as (kKeyTile, padded(width)).
+    bool sums_transposed;
+    /// They as (kKeyTile, padded(width)).
+    const A* (*sums_as_rows)(A* room, const A* sums, std::int64_t width);
+
     // From products to scores; tiles (rows, kKeyTile).
 
     /// scores ← factor · scores

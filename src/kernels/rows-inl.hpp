@@ -153,49 +153,73 @@ void DotRows(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t wi
 }
 
 #if HWY_TARGET != HWY_SCALAR
-/// Four rows of floats, as many columns as a vector holds: two rounds of interleaving transpose each 4 × 4 block, and
-/// each block's rows go where they belong.
-template <class A>
-HWY_INLINE void TransposeFourRows(A* HWY_RESTRICT to, const A* HWY_RESTRICT from, std::int64_t from_stride) {
-    const Tag<A> d;
-    const hn::Repartition<std::uint64_t, Tag<A>> d64;
-    const auto a = hn::Load(d, from);
-    const auto b = hn::Load(d, from + from_stride);
-    const auto c = hn::Load(d, from + 2 * from_stride);
-    const auto e = hn::Load(d, from + 3 * from_stride);
+/// Four numbers of each of kLanesWanted rows: rows row, row + 4, row + 8 … one after another.
+template <std::size_t kLanesWanted, class FourOf>
+HWY_INLINE hn::Vec<hn::FixedTag<float, kLanesWanted>> EveryFourth(const FourOf& four_of, std::int64_t row) {
+    if constexpr (kLanesWanted == 4) {
+        return four_of(row);
+    } else {
+        constexpr std::size_t kHalf = kLanesWanted / 2;
+        return hn::Combine(hn::FixedTag<float, kLanesWanted>(),
+                           EveryFourth<kHalf>(four_of, row + static_cast<std::int64_t>(kHalf)),
+                           EveryFourth<kHalf>(four_of, row));
+    }
+}
+
+/// Four columns of as many rows as a vector holds, transposed: with rows 4p, 4p + 1, 4p + 2, 4p + 3 in the same place p
+/// of four vectors, two rounds of interleaving are all it takes.
+template <class FourOf>
+HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_stride, const FourOf& four_of) {
+    const Tag<float> d;
+    const hn::Repartition<std::uint64_t, Tag<float>> d64;
+    constexpr auto kRows = static_cast<std::size_t>(kWidth<float>);
+    const auto a = EveryFourth<kRows>(four_of, 0);
+    const auto b = EveryFourth<kRows>(four_of, 1);
+    const auto c = EveryFourth<kRows>(four_of, 2);
+    const auto e = EveryFourth<kRows>(four_of, 3);
     const auto ab_low = hn::BitCast(d64, hn::InterleaveLower(d, a, b));
     const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
     const auto ce_low = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
     const auto ce_high = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    const Vec<A> columns[4] = {hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low)),
-                               hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low)),
-                               hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high)),
-                               hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high))};
-    alignas(64) A blocks[4 * kWidth<A>];
-    for (std::int64_t i = 0; i < 4; ++i) {
-        hn::Store(columns[i], d, blocks + i * kWidth<A>);
-    }
-    const hn::FixedTag<A, 4> d4;
-    for (std::int64_t column = 0; column < kWidth<A>; ++column) {
-        hn::Store(hn::Load(d4, blocks + (column % 4) * kWidth<A> + column / 4 * 4), d4, to + column * kKeyTile);
+    hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low)), d, to);
+    hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low)), d, to + to_stride);
+    hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high)), d, to + 2 * to_stride);
+    hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high)), d, to + 3 * to_stride);
+}
+
+/// to (width, to_stride), columns [0, columns) of it ← the transpose of `rows` rows, of which four_at(row, column)
+/// gives four numbers; zeros past them. width and columns are multiples of a vector.
+template <class FourAt>
+HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
+                                std::int64_t width, const FourAt& four_at) {
+    for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
+        for (std::int64_t i = 0; i < width; i += 4) {
+            float* at = to + i * to_stride + r;
+            if (r + kWidth<float> <= rows) {
+                TransposeFourColumns(at, to_stride, [&](std::int64_t row) HWY_ATTR { return four_at(r + row, i); });
+            } else {
+                TransposeFourColumns(at, to_stride, [&](std::int64_t row) HWY_ATTR {
+                    return r + row < rows ? four_at(r + row, i) : hn::Zero(hn::FixedTag<float, 4>());
+                });
+            }
+        }
     }
 }
 #endif
 
 template <class A>
 void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width) {
-    constexpr bool kByFours = HWY_TARGET != HWY_SCALAR && std::is_same_v<A, float>;
-    const std::int64_t done = kByFours ? rows / 4 * 4 : 0;
-    if constexpr (kByFours) {
-        for (std::int64_t r = 0; r < done; r += 4) {
-            // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
-            for (std::int64_t i = 0; i < width; i += kWidth<A>) {
-                TransposeFourRows(to + i * kKeyTile + r, from + r * from_stride + i, from_stride);
-            }
-        }
+#if HWY_TARGET != HWY_SCALAR
+    if constexpr (std::is_same_v<A, float>) {
+        // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
+        TransposeFloats(to, kKeyTile, kKeyTile, rows, padded(width), [&](std::int64_t row, std::int64_t i) HWY_ATTR {
+            return hn::Load(hn::FixedTag<float, 4>(), from + row * from_stride + i);
+        });
+        return;
     }
-    for (std::int64_t i = 0; i < width && done < kKeyTile; ++i) {
-        for (std::int64_t r = done; r < kKeyTile; ++r) {
+#endif
+    for (std::int64_t i = 0; i < width; ++i) {
+        for (std::int64_t r = 0; r < kKeyTile; ++r) {
             to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
         }
     }

@@ -41,6 +41,27 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
     MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, values, padded(width), rows, columns, padded(width));
 }
 
+// Backward's: weights and rows as they are, walked the other way.
+
+template <class A>
+void AsItIs(A* /*weights*/, std::int64_t /*rows*/) {}
+
+template <class A>
+const A* WeightsAsTheyAre(A* /*room*/, const A* weights, std::int64_t /*rows*/) {
+    return weights;
+}
+
+template <class A>
+void AddOverQueries(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
+                    std::int64_t width) {
+    MultiplyAdd(sums, padded(width), {weights, 1, kKeyTile}, packed, padded(width), columns, rows, padded(width));
+}
+
+template <class A>
+const A* SumsAsTheyAre(A* /*room*/, const A* sums, std::int64_t /*width*/) {
+    return sums;
+}
+
 template <class A>
 constexpr Kernels<A> MakeTable() {
     return {.enter = Nothing,
@@ -60,6 +81,13 @@ constexpr Kernels<A> MakeTable() {
             .pack_values = AsTheyAre<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
+            .round_weights = AsItIs<A>,
+            .pack_weights = WeightsAsTheyAre<A>,
+            .query_sum_room = NoRoom,
+            .pack_query_sums = AsTheyAre<A>,
+            .add_over_queries = AddOverQueries<A>,
+            .sums_transposed = false,
+            .sums_as_rows = SumsAsTheyAre<A>,
             .scale = Scale<A>,
             .cap = Cap<A>,
             .add = Add<A>,

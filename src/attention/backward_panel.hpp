@@ -1,0 +1,215 @@
+// A panel of queries meets its keys: the one place where dQ, dK and dV are summed.
+//
+// A chain is a key head of one sequence with all queries of its group. They pass in panels, the keys in tiles:
+//
+//               keys →   0     1     2     3
+//     panel 0          │ ■ ──► ■ ──► ■ ──► ■     dQ of the panel: summed along the row, in its task's own memory
+//                      │ │     │     │     │
+//     panel 1          ▼ ■ ──► ■ ──► ■ ──► ■     dK, dV of a tile: summed down the column
+//
+// Both orders are fixed, so the bits do not depend on who works on which panel. Two threads work on neighbouring panels
+// of one chain at once: the second follows the first at a distance of one tile.
+#pragma once
+
+#include <atomic>
+#include <thread>
+
+#include "attention/backward_tile.hpp"
+
+namespace qkv::detail {
+
+struct Chain {
+    Sequence sequence;
+    std::int64_t kv_head = 0;
+};
+
+/// Tiles of keys that panels are done with: those of the panel before must be ahead. Nothing, where one task takes the
+/// panels one after another.
+struct PanelTurn {
+    const std::atomic<std::int64_t>* before = nullptr;
+    std::atomic<std::int64_t>* own = nullptr;
+    const std::atomic<bool>* failed = nullptr;
+
+    /// Returns once the panel before is done with `tile`; false when a task has failed.
+    [[nodiscard]] bool wait(std::int64_t tile) const {
+        while (before != nullptr && before->load(std::memory_order_acquire) <= tile) {
+            if (failed->load(std::memory_order_relaxed)) {
+                return false;
+            }
+            std::this_thread::yield();
+        }
+        return true;
+    }
+    void pass(std::int64_t tile) const {
+        if (own != nullptr) {
+            own->store(tile + 1, std::memory_order_release);
+        }
+    }
+};
+
+/// The sums of one chain between its panels: in `room`, or, where that is null, in dk and dv themselves.
+template <class A>
+class ChainSums {
+public:
+    ChainSums(const BackwardSetup<A>& setup, const Chain& chain, const BackwardScratch<A>& scratch, A* room)
+        : setup_(setup), chain_(chain), scratch_(scratch), room_(room) {}
+
+    /// The sums of a tile of keys, as the panels before have left them.
+    [[nodiscard]] KeySums<A> take(std::int64_t column, bool first) const {
+        KeySums<A> sums{scratch_.d_key, scratch_.d_value};
+        if (room_ != nullptr) {
+            sums.key = room_ + column * (scratch_.key_width + scratch_.value_width);
+            sums.value = sums.key + kKeyTile * scratch_.key_width;
+        }
+        if (first) {
+            std::fill_n(sums.key, kKeyTile * scratch_.key_width, A(0));
+            std::fill_n(sums.value, kKeyTile * scratch_.value_width, A(0));
+        } else if (room_ == nullptr) {
+            load_rows(setup_.call.gradients.dk, sums.key, column);
+            load_rows(setup_.call.gradients.dv, sums.value, column);
+        }
+        return sums;
+    }
+    void leave(const KeySums<A>& sums, std::int64_t column) const {
+        if (room_ == nullptr) {
+            store_rows(setup_.call.gradients.dk, sums.key, column, A(1));
+            store_rows(setup_.call.gradients.dv, sums.value, column, A(1));
+        }
+    }
+    /// Writes dk and dv.
+    void finish(const KeySums<A>& sums, std::int64_t column) const {
+        const auto write = [&](const std::optional<TensorView>& view, const A* from, A factor) {
+            if (view) {
+                store_rows(view, setup_.kernels.sums_as_rows(scratch_.sum_rows, from, view->size(3)), column, factor);
+            }
+        };
+        write(setup_.call.gradients.dk, sums.key, setup_.product_scale);  // where queries have no scale
+        write(setup_.call.gradients.dv, sums.value, A(1));
+    }
+
+private:
+    [[nodiscard]] RowsOut rows(const TensorView& view, std::int64_t column) const {
+        const Sequence& sequence = chain_.sequence;
+        return rows_of(view, sequence.batch, chain_.kv_head, sequence.key_start + column,
+                       std::min(kKeyTile, sequence.keys - column));
+    }
+    void load_rows(const std::optional<TensorView>& view, A* to, std::int64_t column) const {
+        if (view) {
+            const RowsOut from = rows(*view, column);
+            (void)setup_.kernels.load(to, kernels::padded(view->size(3)),
+                                      {from.data, from.dtype, from.stride, from.rows}, view->size(3), A(1));
+        }
+    }
+    void store_rows(const std::optional<TensorView>& view, const A* from, std::int64_t column, A factor) const {
+        if (view) {
+            setup_.kernels.store(rows(*view, column), from, view->size(3), &factor, 0);
+        }
+    }
+
+    const BackwardSetup<A>& setup_;
+    const Chain& chain_;
+    const BackwardScratch<A>& scratch_;
+    A* room_;
+};
+
+/// −Σ dS · |distance|, the tile's part in the gradient of its head's slope.
+template <class A>
+[[nodiscard]] double slope_gradient(const Tile& tile, const A* d_scores) {
+    double sum = 0.0;
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        for (std::int64_t c = 0; c < tile.columns; ++c) {
+            const std::int64_t distance = std::abs(alibi_offset(tile) + r - c);
+            sum -= static_cast<double>(d_scores[r * kKeyTile + c]) * static_cast<double>(distance);
+        }
+    }
+    return sum;
+}
+
+/// The tile where these rows meet columns [column, column + columns); false when they need none of them.
+template <class A>
+[[nodiscard]] bool meet(const Problem& problem, const Sequence& sequence, const QueryTile<A>& rows, std::int64_t column,
+                        std::int64_t columns, const BackwardScratch<A>& scratch, Tile& tile) {
+    if (columns <= 0 || column + columns <= rows.needed.begin || column >= rows.needed.end) {
+        return false;
+    }
+    tile = {&sequence, rows.head, rows.row, rows.rows, column, columns, false};
+    const Coverage covered = coverage(problem, tile);
+    tile.full = covered == Coverage::full && !problem.masks_single_scores();
+    return covered != Coverage::none && prepare_mask(problem, tile, scratch.scores);
+}
+
+/// Everything that the queries of one panel give and get.
+template <class A>
+void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int64_t panel, const PanelTurn& turn,
+                     A* room, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
+    const BackwardCall& call = setup.call;
+    const Problem& problem = call.problem;
+    const Sequence& sequence = chain.sequence;
+    const RowCut& cut = setup.panels.cut;
+    const std::int64_t pieces = std::max<std::int64_t>(1, cut.head_pieces(problem));
+    const std::int64_t begin = panel / pieces * cut.tokens;
+    const std::int64_t first_head = chain.kv_head * problem.group + panel % pieces * cut.heads;
+    const std::int64_t end_head = std::min(first_head + cut.heads, (chain.kv_head + 1) * problem.group);
+    const bool first = panel == 0;
+    const bool last = panel + 1 == setup.panels.count(problem, sequence.queries);
+
+    std::int64_t count = 0;
+    for (std::int64_t row = begin; row < std::min(begin + cut.tokens, sequence.queries); row += kQueryTile) {
+        for (std::int64_t head = first_head; head < end_head; ++head) {
+            (void)load_query_side(setup, sequence, head, row, std::min(kQueryTile, sequence.queries - row), count++,
+                                  scratch);
+        }
+    }
+    const std::span tiles(scratch.tiles, static_cast<std::size_t>(count));
+    const ChainSums<A> chain_sums(setup, chain, scratch, room);
+    for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
+        if (!turn.wait(column / kKeyTile)) {
+            return;
+        }
+        // Keys from end_key on are nobody's: they are not read, and their gradients stay 0.
+        const std::int64_t columns = std::min({kKeyTile, sequence.keys - column, sequence.end_key - column});
+        std::optional<KeySums<A>> sums;
+        if (first || last) {
+            sums = chain_sums.take(column, first);
+        }
+        bool loaded = false;
+        for (QueryTile<A>& rows : tiles) {
+            Tile tile;
+            if (!meet(problem, sequence, rows, column, columns, scratch, tile)) {
+                continue;
+            }
+            if (!loaded) {
+                load_key_side(setup, sequence, chain.kv_head, column, columns, scratch);
+                sums = sums ? sums : chain_sums.take(column, first);
+                loaded = true;
+            }
+            bias_gradient_tile(setup, tile, rows, statistics, scratch);
+            if (call.gradients.dalibi) {
+                rows.slope_gradient += slope_gradient(tile, scratch.d_scores);
+            }
+            product_gradient_tile(problem, tile, scratch);
+            add_gradients(setup, tile, rows, *sums, scratch);
+        }
+        if (last) {
+            chain_sums.finish(*sums, column);
+        } else if (sums) {
+            chain_sums.leave(*sums, column);
+        }
+        turn.pass(column / kKeyTile);
+    }
+    for (const QueryTile<A>& rows : tiles) {
+        if (call.gradients.dq) {
+            const auto scale = static_cast<A>(problem.scale);
+            setup.kernels.store(
+                rows_of(*call.gradients.dq, sequence.batch, rows.head, sequence.query_start + rows.row, rows.rows),
+                rows.d_query, problem.head_dim, &scale, 0);
+        }
+        if (call.gradients.dalibi) {
+            statistics
+                .dalibi[tile_number(problem, Side::queries, sequence.index, rows.row) * problem.heads + rows.head] =
+                rows.slope_gradient;
+        }
+    }
+}
+
+}  // namespace qkv::detail
