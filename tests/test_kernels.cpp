@@ -10,6 +10,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "kernels/kernels.hpp"
@@ -215,6 +216,81 @@ TEST_P(EverySet, SumsOfBackwardAreTheProducts) {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Several tiles at once are several tiles one by one, also where references move on the way.
+TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+        const Kernels<float>& kernels = table<float>(GetParam(), dtype);
+        const Entered entered(kernels);
+        for (const std::int64_t rows : {5, 64}) {
+            constexpr std::int64_t kDim = 40, kValueDim = 72, kTiles = kMostAttended;
+            const std::int64_t across = padded(kDim), value_across = padded(kValueDim);
+            const auto whole = [](const Room<float>& room, std::int64_t of, std::int64_t width, std::int64_t step) {
+                for (std::int64_t r = 0; r < of; ++r) {
+                    for (std::int64_t i = 0; i < padded(width); ++i) {
+                        room.data[r * padded(width) + i] =
+                            i < width ? static_cast<float>((r * step + i * 7) % 17 - 8) : 0.0F;
+                    }
+                }
+            };
+            const Room<float> query(kQueryTile * across), query_room(kernels.query_room(kDim));
+            whole(query, kQueryTile, kDim, 3);
+            const float* queries = kernels.pack_queries(query_room.data, query.data, rows, kDim);
+            std::vector<Room<float>> rooms;
+            PackedKeys<float> tiles[kTiles];
+            for (std::int64_t tile = 0; tile < kTiles; ++tile) {
+                rooms.emplace_back(kKeyTile * across);
+                whole(rooms.back(), kKeyTile, kDim, 5 + tile);
+                for (float& x : std::span(rooms.back().data, static_cast<std::size_t>(kKeyTile * across))) {
+                    x *= static_cast<float>(1 << tile);  // later keys are larger: references move
+                }
+                const float* key = rooms.back().data;
+                rooms.emplace_back(kernels.key_room(kDim));
+                tiles[tile].keys = kernels.pack_keys(rooms.back().data, key, kKeyTile, kDim);
+                rooms.emplace_back(kKeyTile * value_across);
+                whole(rooms.back(), kKeyTile, kValueDim, 2 + tile);
+                const float* value = rooms.back().data;
+                rooms.emplace_back(kernels.value_room(kValueDim));
+                tiles[tile].values = kernels.pack_values(rooms.back().data, value, kKeyTile, kValueDim);
+            }
+            struct Gathered {
+                Room<float> context{kQueryTile * padded(kValueDim)}, reference{kQueryTile}, sums{kQueryTile * kLanes};
+            };
+            const Gathered together, apart;
+            for (const Gathered* gathered : {&together, &apart}) {
+                std::fill_n(gathered->context.data, kQueryTile * value_across, 0.0F);
+                std::fill_n(gathered->reference.data, kQueryTile, -kInfinity);
+                std::fill_n(gathered->sums.data, kQueryTile * kLanes, 0.0F);
+            }
+            const Room<float> scores(kTiles * kQueryTile * kKeyTile);
+            constexpr float kScale = 0.02F;
+            kernels.attend({queries,
+                            {together.reference.data, together.sums.data},
+                            together.context.data,
+                            kScale,
+                            rows,
+                            kDim,
+                            kValueDim},
+                           tiles, kTiles, scores.data);
+            std::int64_t moves = 0;
+            for (const PackedKeys<float>& tile : tiles) {
+                const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
+                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kDim);
+                kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},
+                               apart.context.data, kValueDim, rows);
+                kernels.add_values(apart.context.data, scores.data, tile.values, rows, kKeyTile, kValueDim);
+                moves += std::equal(before.begin(), before.end(), apart.reference.data) ? 0 : 1;
+            }
+            EXPECT_GE(moves, 3);
+            const auto same = [](const Room<float>& a, const Room<float>& b, std::int64_t count) {
+                return std::memcmp(a.data, b.data, static_cast<std::size_t>(count) * sizeof(float)) == 0;
+            };
+            EXPECT_TRUE(same(together.context, apart.context, rows * value_across)) << rows;
+            EXPECT_TRUE(same(together.reference, apart.reference, rows)) << rows;
+            EXPECT_TRUE(same(together.sums, apart.sums, rows * kLanes)) << rows;
         }
     }
 }

@@ -1,5 +1,7 @@
 #include "attention/forward.hpp"
 
+#include <array>
+
 #include "attention/forward_tile.hpp"
 #include "core/check.hpp"
 
@@ -65,6 +67,37 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
     return count;
 }
 
+/// Whole tiles of keys that a tile of rows takes at once.
+template <class A>
+class Run {
+public:
+    Run(const ForwardSetup<A>& setup, const RowTile<A>& rows, const ForwardScratch<A>& scratch)
+        : setup_(setup), rows_(rows), scratch_(scratch) {}
+
+    void add(const KeyTile<A>& keys) { tiles_[static_cast<std::size_t>(count_++)] = {keys.keys, keys.values}; }
+    void take() {
+        if (count_ > 0) {
+            const Problem& problem = setup_.call.problem;
+            setup_.kernels.attend({rows_.query,
+                                   {rows_.reference, rows_.sums},
+                                   rows_.context,
+                                   setup_.softmax_scale,
+                                   rows_.rows,
+                                   problem.head_dim,
+                                   problem.value_dim},
+                                  tiles_.data(), count_, scratch_.scores.scores);
+            count_ = 0;
+        }
+    }
+
+private:
+    const ForwardSetup<A>& setup_;
+    const RowTile<A>& rows_;
+    const ForwardScratch<A>& scratch_;
+    std::array<kernels::PackedKeys<A>, static_cast<std::size_t>(kPanelTiles)> tiles_{};
+    std::int64_t count_ = 0;
+};
+
 /// One item: panels of keys pass by, in ascending order, and each row tile takes the tiles it needs.
 template <class A>
 void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::int64_t first_head, std::int64_t heads,
@@ -80,6 +113,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
     for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
         KeyTile<A> tiles[kPanelTiles];
         for (const RowTile<A>& rows : row_tiles) {
+            Run<A> run(setup, rows, scratch);
             std::int64_t column = panel;
             for (std::int64_t place = 0; place < kPanelTiles && column < end; ++place, column += kKeyTile) {
                 Tile tile;
@@ -91,9 +125,15 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                         keys.place = place;
                         pack(setup, sequence, first_head / problem.group, keys, scratch);
                     }
-                    attend(setup, rows, keys, tile, scratch);
+                    if (setup.attends_at_once && tile.full && tile.columns == kKeyTile) {
+                        run.add(keys);
+                    } else {
+                        run.take();
+                        attend(setup, rows, keys, tile, scratch);
+                    }
                 }
             }
+            run.take();
         }
     }
     for (const RowTile<A>& rows : row_tiles) {

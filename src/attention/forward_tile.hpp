@@ -16,6 +16,7 @@ struct ForwardSetup {
         const auto scale = static_cast<A>(problem.scale);
         const bool plain = problem.softcap == 0.0 && !problem.mask.bias_view && !problem.mask.alibi_slopes &&
                            problem.score_function.apply == nullptr;
+        attends_at_once = plain && scale > A(0) && !problem.dropout;
         (kernels.scales_queries ? query_scale : plain && scale > A(0) ? softmax_scale : product_scale) = scale;
     }
 
@@ -27,6 +28,8 @@ struct ForwardSetup {
     A query_scale = A(1);
     A product_scale = A(1);
     A softmax_scale = A(1);
+    /// Whether scores of a full tile go from the product into the softmax with nothing between, and nothing is drawn.
+    bool attends_at_once = false;
 };
 
 /// A tile of queries of one head within an item, with what it has gathered so far.
@@ -45,7 +48,7 @@ struct RowTile {
 };
 
 /// Tiles of keys that are packed before the next tile of rows takes its turn.
-inline constexpr std::int64_t kPanelTiles = 4;
+inline constexpr std::int64_t kPanelTiles = kernels::kMostAttended;
 
 /// A tile of keys and their values, packed.
 template <class A>
@@ -80,7 +83,7 @@ struct ForwardScratch {
           row_weights(carver.take<A>(kernels::kRowBlock * kKeyTile)),
           weights(carver.take<A>(kQueryTile * kKeyTile)),
           factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
-          scores{carver.take<A>(kQueryTile * kKeyTile),
+          scores{carver.take<A>((setup.attends_at_once ? kPanelTiles : 1) * kQueryTile * kKeyTile),
                  carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
                  carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
           query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),

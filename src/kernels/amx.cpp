@@ -12,6 +12,8 @@
 // Blocks of 2 × 2 accumulators: four products for two and two loads.
 #include <hwy/detect_targets.h>
 
+#include <span>
+
 #include "kernels/tables.hpp"
 #undef HWY_TARGET
 #define HWY_TARGET HWY_AVX3
@@ -70,73 +72,92 @@ struct Tiles {
     std::int64_t next_row;
 };
 
-/// c (16 kRows, 16 kColumns) ← or += a · b over `steps`. Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b.
+/// A product of `steps` along the inner dimension.
+struct TileProduct {
+    Tiles a;
+    Tiles b;
+    std::int64_t steps;
+};
+
+/// c (16 kRows, 16 kColumns) ← or += the products' sum. Tiles 0 to 3 hold c, 4 and 5 a, 6 and 7 b. The block begins at
+/// tile (row, column) of all of them.
 template <bool kAdd, int kRows, int kColumns>
-void MultiplyTileBlock(float* c, std::int64_t c_stride, const Tiles& a, const Tiles& b, std::int64_t steps) {
-    const std::int64_t row = c_stride * 4;
+void MultiplyTileBlock(float* c, std::int64_t c_stride, std::span<const TileProduct> products, std::int64_t row,
+                       std::int64_t column) {
+    const std::int64_t c_row = c_stride * 4;
+    c += row * kTileRows * c_stride + column * kPairs;
     float* below = c + kTileRows * c_stride;
     const auto start = [&]<int kTile>(const float* from)
-                           HWY_ATTR { kAdd ? LoadTile<kTile>(from, row) : ZeroTile<kTile>(); };
+                           HWY_ATTR { kAdd ? LoadTile<kTile>(from, c_row) : ZeroTile<kTile>(); };
     start.template operator()<0>(c);
     if constexpr (kColumns > 1) {
-        start.template operator()<1>(c + 16);
+        start.template operator()<1>(c + kPairs);
     }
     if constexpr (kRows > 1) {
         start.template operator()<2>(below);
     }
     if constexpr (kRows > 1 && kColumns > 1) {
-        start.template operator()<3>(below + 16);
+        start.template operator()<3>(below + kPairs);
     }
-    for (std::int64_t step = 0; step < steps; ++step) {
-        const std::byte* a_at = a.data + step * a.next_step;
-        const std::byte* b_at = b.data + step * b.next_step;
-        LoadTile<4>(a_at, a.next_row);
-        LoadTile<6>(b_at, b.next_row);
-        MultiplyTiles<0, 4, 6>();
-        if constexpr (kColumns > 1) {
-            LoadTile<7>(b_at + b.next_block, b.next_row);
-            MultiplyTiles<1, 4, 7>();
-        }
-        if constexpr (kRows > 1) {
-            LoadTile<5>(a_at + a.next_block, a.next_row);
-            MultiplyTiles<2, 5, 6>();
-        }
-        if constexpr (kRows > 1 && kColumns > 1) {
-            MultiplyTiles<3, 5, 7>();
+    for (const auto& [a, b, steps] : products) {
+        const std::byte* a_at = a.data + row * a.next_block;
+        const std::byte* b_at = b.data + column * b.next_block;
+        for (std::int64_t step = 0; step < steps; ++step, a_at += a.next_step, b_at += b.next_step) {
+            LoadTile<4>(a_at, a.next_row);
+            LoadTile<6>(b_at, b.next_row);
+            MultiplyTiles<0, 4, 6>();
+            if constexpr (kColumns > 1) {
+                LoadTile<7>(b_at + b.next_block, b.next_row);
+                MultiplyTiles<1, 4, 7>();
+            }
+            if constexpr (kRows > 1) {
+                LoadTile<5>(a_at + a.next_block, a.next_row);
+                MultiplyTiles<2, 5, 6>();
+            }
+            if constexpr (kRows > 1 && kColumns > 1) {
+                MultiplyTiles<3, 5, 7>();
+            }
         }
     }
-    StoreTile<0>(c, row);
+    StoreTile<0>(c, c_row);
     if constexpr (kColumns > 1) {
-        StoreTile<1>(c + 16, row);
+        StoreTile<1>(c + kPairs, c_row);
     }
     if constexpr (kRows > 1) {
-        StoreTile<2>(below, row);
+        StoreTile<2>(below, c_row);
     }
     if constexpr (kRows > 1 && kColumns > 1) {
-        StoreTile<3>(below + 16, row);
+        StoreTile<3>(below + kPairs, c_row);
     }
 }
 
-/// c (rows, width) in blocks of up to 2 × 2 tiles; rows and width are multiples of 16.
+/// c (rows, width) in blocks of up to 2 × 2 tiles; rows are rounded up to whole tiles, width is a multiple of 16.
 template <bool kAdd>
-void MultiplyTileRows(float* c, std::int64_t c_stride, Tiles a, const Tiles& b, std::int64_t rows, std::int64_t steps,
+void MultiplyTileRows(float* c, std::int64_t c_stride, std::span<const TileProduct> products, std::int64_t rows,
                       std::int64_t width) {
-    const auto across = [&]<int kRows>() HWY_ATTR {
-        Tiles columns = b;
-        std::int64_t n = 0;
-        for (; n + 32 <= width; n += 32, columns.data += 2 * b.next_block) {
-            MultiplyTileBlock<kAdd, kRows, 2>(c + n, c_stride, a, columns, steps);
+    const std::int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
+    const std::int64_t column_tiles = width / kPairs;
+    const auto across = [&]<int kRows>(std::int64_t row) HWY_ATTR {
+        std::int64_t column = 0;
+        for (; column + 2 <= column_tiles; column += 2) {
+            MultiplyTileBlock<kAdd, kRows, 2>(c, c_stride, products, row, column);
         }
-        if (n < width) {
-            MultiplyTileBlock<kAdd, kRows, 1>(c + n, c_stride, a, columns, steps);
+        if (column < column_tiles) {
+            MultiplyTileBlock<kAdd, kRows, 1>(c, c_stride, products, row, column);
         }
     };
-    for (; rows >= 32; rows -= 32, c += 32 * c_stride, a.data += 2 * a.next_block) {
-        across.template operator()<2>();
+    std::int64_t row = 0;
+    for (; row + 2 <= row_tiles; row += 2) {
+        across.template operator()<2>(row);
     }
-    if (rows > 0) {
-        across.template operator()<1>();
+    if (row < row_tiles) {
+        across.template operator()<1>(row);
     }
+}
+template <bool kAdd>
+void MultiplyTileRows(float* c, std::int64_t c_stride, const TileProduct& product, std::int64_t rows,
+                      std::int64_t width) {
+    MultiplyTileRows<kAdd>(c, c_stride, std::span(&product, 1), rows, width);
 }
 
 std::int64_t PairedRoom(std::int64_t width) { return kKeyTile * steps_of(width) * kPairs; }
@@ -193,22 +214,32 @@ const float* PackValues(float* room, const float* rows, std::int64_t count, std:
     return room;
 }
 
-void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t width) {
+/// queries · keysᵀ
+[[nodiscard]] TileProduct KeyProduct(const float* queries, const float* keys, std::int64_t width) {
     const std::int64_t steps = steps_of(width);
     const std::int64_t query_bytes = steps * kTileBytes;
-    const Tiles a{reinterpret_cast<const std::byte*>(queries), kTileRows * query_bytes, kTileBytes, query_bytes};
-    const Tiles b{reinterpret_cast<const std::byte*>(keys), kTileBytes, kPairs * kRowBytes, kRowBytes};
-    // Past the rows there is room for whole tiles, and nobody looks there.
-    MultiplyTileRows<false>(scores, kKeyTile, a, b, (rows + kTileRows - 1) / kTileRows * kTileRows, steps, kKeyTile);
+    return {{reinterpret_cast<const std::byte*>(queries), kTileRows * query_bytes, kTileBytes, query_bytes},
+            {reinterpret_cast<const std::byte*>(keys), kTileBytes, kPairs * kRowBytes, kRowBytes},
+            steps};
+}
+
+/// weights · values
+[[nodiscard]] TileProduct ValueProduct(const float* weights, const float* values, std::int64_t columns,
+                                       std::int64_t width) {
+    const std::int64_t value_bytes = padded(width) * 4;
+    return {{reinterpret_cast<const std::byte*>(weights), kTileRows * kRowBytes, kTileBytes, kRowBytes},
+            {reinterpret_cast<const std::byte*>(values), kTileBytes, kPairs * value_bytes, value_bytes},
+            steps_of(columns)};
+}
+
+/// Past the rows there is room for whole tiles, and nobody looks there.
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t width) {
+    MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, kKeyTile);
 }
 
 void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
                      std::int64_t width) {
-    const std::int64_t across = padded(width);
-    const std::int64_t steps = steps_of(columns);
-    const Tiles a{reinterpret_cast<const std::byte*>(weights), kTileRows * kRowBytes, kTileBytes, kRowBytes};
-    const Tiles b{reinterpret_cast<const std::byte*>(values), kTileBytes, kPairs * across * 4, across * 4};
-    MultiplyTileRows<true>(context, across, a, b, (rows + kTileRows - 1) / kTileRows * kTileRows, steps, across);
+    MultiplyTileRows<true>(context, padded(width), ValueProduct(weights, values, columns, width), rows, padded(width));
 }
 
 // Backward. The tile unit sums over its left operand's columns, which here are queries: dVᵀ += dOᵀ · P and dKᵀ += Qᵀ ·
@@ -269,9 +300,11 @@ const float* PackColumns(float* room, const float* rows, std::int64_t count, std
 void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t /*columns*/,
                   std::int64_t width) {
     constexpr std::int64_t kColumnBytes = kQueryTile * 2;
-    const Tiles a{reinterpret_cast<const std::byte*>(packed), kTileRows * kColumnBytes, kTileBytes, kColumnBytes};
-    const Tiles b{reinterpret_cast<const std::byte*>(weights), kTileBytes, kPairs * kRowBytes, kRowBytes};
-    MultiplyTileRows<true>(sums, kKeyTile, a, b, padded(width), steps_of(rows), kKeyTile);
+    const TileProduct product{
+        {reinterpret_cast<const std::byte*>(packed), kTileRows * kColumnBytes, kTileBytes, kColumnBytes},
+        {reinterpret_cast<const std::byte*>(weights), kTileBytes, kPairs * kRowBytes, kRowBytes},
+        steps_of(rows)};
+    MultiplyTileRows<true>(sums, kKeyTile, product, padded(width), kKeyTile);
 }
 
 const float* SumsTransposed(float* room, const float* sums, std::int64_t width) {
@@ -287,24 +320,93 @@ const float* SumsTransposed(float* room, const float* sums, std::int64_t width) 
 /// (2⁻²³·⁵) on [0, 1), so that lse, the one thing that is not rounded to 16 bits, is a float's worth. The rounding of
 /// z, which is what takes the small weights to 2⁻¹⁷, does not reach it.
 struct CoarseWeights {
-    static HWY_INLINE Vec<float> ExpOfAny(Vec<float> x) {
+    static constexpr float kLog2E = 1.44269504F;
+
+    /// 2ᶻ, exactly 0 where not kept.
+    static HWY_INLINE Vec<float> Exp2(Vec<float> z, __mmask16 kept) {
         const Tag<float> d;
-        const auto z = hn::Mul(x, hn::Set(d, 1.44269504F));
         const Vec<float> f{_mm512_reduce_ps(z.raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
         auto q = hn::MulAdd(hn::Set(d, 0.0018671300819070082F), f, hn::Set(d, 0.009017030284436749F));
         q = hn::MulAdd(q, f, hn::Set(d, 0.055799913145968067F));
         q = hn::MulAdd(q, f, hn::Set(d, 0.24016445013606755F));
         q = hn::MulAdd(q, f, hn::Set(d, 0.69315131180752296F));
         const auto p = hn::MulAdd(q, f, hn::Set(d, 1.0F));
-        const Vec<float> result{_mm512_scalef_ps(p.raw, z.raw)};  // takes z's whole part
-        return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -87.33F)), result);
+        return Vec<float>{_mm512_maskz_scalef_ps(kept, p.raw, z.raw)};  // takes z's whole part
+    }
+    /// NaN is not less.
+    static HWY_INLINE __mmask16 NotLess(Vec<float> x, float least) {
+        return _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(least), _CMP_NLT_UQ);
+    }
+    static HWY_INLINE Vec<float> ExpOfAny(Vec<float> x) {
+        return Exp2(hn::Mul(x, hn::Set(Tag<float>(), kLog2E)), NotLess(x, -87.33F));
     }
     static HWY_INLINE Vec<float> Exp(Vec<float> x) { return ExpOfAny(x); }
+    /// One multiply-add to z: scale and base carry 1 / ln 2. Rounding them moves z by what a score of the row's largest
+    /// size is rounded by.
+    template <bool kScaled>
+    struct Row {
+        HWY_INLINE Row(float row_scale, float row_base)
+            : scale(hn::Set(Tag<float>(), row_scale * kLog2E)), base(hn::Set(Tag<float>(), row_base * kLog2E)) {}
+        HWY_INLINE Vec<float> operator()(Vec<float> x) const {
+            const auto z = hn::MulSub(x, scale, base);
+            return Exp2(z, NotLess(z, -87.33F * kLog2E));
+        }
+
+        Vec<float> scale;
+        Vec<float> base;
+    };
     /// Rounded to bf16, packed at the row's beginning.
     static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
         _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(weights));
     }
 };
+
+/// Whether soften would move the reference of any row.
+bool AnyMoves(const float* scores, float scale, const float* reference, std::int64_t rows) {
+    const Tag<float> d;
+    const auto factor = hn::Set(d, scale);
+    __mmask16 moved = 0;
+    for (std::int64_t r = 0; r < rows; ++r) {
+        auto largest = hn::Load(d, scores + r * kKeyTile);
+        for (std::int64_t c = kWidth<float>; c < kKeyTile; c += kWidth<float>) {
+            largest = hn::Max(largest, hn::Load(d, scores + r * kKeyTile + c));
+        }
+        const auto limit = hn::Set(d, reference[r] + SoftmaxRows<float>::kSlack);
+        moved = _kor_mask16(moved, _mm512_cmp_ps_mask(hn::Mul(largest, factor).raw, limit.raw, _CMP_GT_OQ));
+    }
+    return moved != 0;
+}
+
+/// Whole tiles of keys in three phases: all products of queries and keys, all softmaxes, all weights times values. The
+/// unit changes hands three times instead of twelve, and blocks of the context stay in tiles over all the keys. Only
+/// where a row's reference moves, what its context has not taken in yet is taken in before.
+void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count,
+                    float* scores) {
+    constexpr std::int64_t kTile = kQueryTile * kKeyTile;
+    const std::int64_t across = padded(rows.value_dim);
+    TileProduct products[kMostAttended];
+    for (std::int64_t i = 0; i < count; ++i) {
+        MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, rows.head_dim);
+        products[i] = ValueProduct(scores + i * kTile, tiles[i].values, kKeyTile, rows.value_dim);
+    }
+    std::int64_t taken = 0;
+    const auto take = [&](std::int64_t until) HWY_ATTR {
+        MultiplyTileRows<true>(
+            rows.context, across,
+            std::span(products).subspan(static_cast<std::size_t>(taken), static_cast<std::size_t>(until - taken)),
+            rows.rows, across);
+        taken = until;
+    };
+    for (std::int64_t i = 0; i < count; ++i) {
+        float* at = scores + i * kTile;
+        if (i > taken && AnyMoves(at, rows.scale, rows.softmax.reference, rows.rows)) {
+            take(i);
+        }
+        Soften<float, CoarseWeights>(at, at, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
+                                     rows.rows);
+    }
+    take(count);
+}
 
 constexpr Kernels<float> MakeBf16Table() {
     Kernels<float> table = MakeTable<float>();
@@ -319,6 +421,7 @@ constexpr Kernels<float> MakeBf16Table() {
     table.pack_values = PackValues;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
+    table.attend = AttendInPhases;
     table.round_weights = RoundRows;
     table.pack_weights = PackRoundedPairs;
     table.query_sum_room = ColumnRoom;

@@ -63,6 +63,28 @@ struct SoftmaxRows {
     A* sums;       // (rows, kLanes)
 };
 
+/// Rows of queries and what they gather, for `attend`.
+template <class A>
+struct AttendedRows {
+    const A* queries;  // packed
+    SoftmaxRows<A> softmax;
+    A* context;  // (rows, padded(value_dim))
+    A scale;     // of the products, taken in by the softmax
+    std::int64_t rows;
+    std::int64_t head_dim;
+    std::int64_t value_dim;
+};
+
+/// A whole tile of keys and their values, packed.
+template <class A>
+struct PackedKeys {
+    const A* keys;
+    const A* values;
+};
+
+/// Tiles that one call of `attend` takes.
+inline constexpr std::int64_t kMostAttended = 4;
+
 /// Where a row of dropout's draws stands: the word of Philox that belongs to key k is word k mod 4 of counter (k / 4,
 /// counter), so it is the same in any tiling.
 template <class A>
@@ -121,6 +143,10 @@ struct Kernels {
     /// multiple of kRowBlock are there to be read and, of the context, written.
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                        std::int64_t width);
+
+    /// Takes up to kMostAttended whole tiles of keys, in their order, into the rows' softmax and context:
+    /// multiply_keys, soften and add_values for each, with those verbs' bits. `scores` is room for as many tiles.
+    void (*attend)(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores);
 
     // Backward's: dP is multiply_keys of dO and V, dQ add_values of dS and K; dV and dK are sums over queries.
 

@@ -84,6 +84,16 @@ struct ExactWeights {
     /// exp(x), x <= kSlack
     static HWY_INLINE Vec<A> Exp(Vec<A> x) { return HWY_NAMESPACE::Exp<true>(x); }
     static HWY_INLINE Vec<A> ExpOfAny(Vec<A> x) { return HWY_NAMESPACE::Exp<false>(x); }
+    /// exp(scale · x − base) for a row.
+    template <bool kScaled>
+    struct Row {
+        HWY_INLINE Row(A row_scale, A row_base)
+            : scale(hn::Set(Tag<A>(), row_scale)), base(hn::Set(Tag<A>(), row_base)) {}
+        HWY_INLINE Vec<A> operator()(Vec<A> x) const { return Exp(hn::Sub(kScaled ? hn::Mul(x, scale) : x, base)); }
+
+        Vec<A> scale;
+        Vec<A> base;
+    };
     /// The weights of columns from c on, of a row that begins at `row`.
     static HWY_INLINE void Put(Vec<A> weights, A* row, std::int64_t c) { hn::Store(weights, Tag<A>(), row + c); }
 };
@@ -111,7 +121,6 @@ template <class A, class Weights, bool kScaled>
 void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
                 A* context, std::int64_t width, std::int64_t rows) {
     const Tag<A> d;
-    const auto factor = hn::Set(d, scale);
     constexpr auto kVectors = static_cast<std::size_t>(kKeyTile / kWidth<A>);
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
@@ -121,19 +130,19 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
         auto largest = hn::Set(d, kMinusInfinity<A>);
         for (std::size_t v = 0; v < kVectors; ++v) {
             x[v] = hn::Load(d, score + static_cast<std::int64_t>(v) * kWidth<A>);
-            x[v] = kScaled ? hn::Mul(x[v], factor) : x[v];
             largest = hn::Max(largest, x[v]);
         }
+        largest = kScaled ? hn::Mul(largest, hn::Set(d, scale)) : largest;
         A& reference = softmax.reference[r];
         if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
             MoveReference<A, Weights>(largest, &reference, sums, context + r * padded(width), padded(width));
         }
         // A row of nothing but −∞ must not become −∞ − −∞.
-        const auto base = hn::Set(d, reference == kMinusInfinity<A> ? A(0) : reference);
+        const typename Weights::template Row<kScaled> exp(scale, reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
         for (std::size_t v = 0; v < kVectors; ++v) {
             const auto c = static_cast<std::int64_t>(v) * kWidth<A>;
-            auto w = Weights::Exp(hn::Sub(x[v], base));
+            auto w = exp(x[v]);
             sum = hn::Add(sum, w);
             if (factors != nullptr) {
                 w = hn::Mul(w, hn::Load(d, factors + r * kKeyTile + c));

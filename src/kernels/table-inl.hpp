@@ -41,6 +41,16 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
     MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, values, padded(width), rows, columns, padded(width));
 }
 
+template <class A>
+void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
+    for (std::int64_t tile = 0; tile < count; ++tile) {
+        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, rows.head_dim);
+        Soften<A, ExactWeights<A>>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
+                                   rows.rows);
+        AddValues(rows.context, scores, tiles[tile].values, rows.rows, kKeyTile, rows.value_dim);
+    }
+}
+
 // Backward's: weights and rows as they are, walked the other way.
 
 template <class A>
@@ -81,6 +91,7 @@ constexpr Kernels<A> MakeTable() {
             .pack_values = AsTheyAre<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
+            .attend = Attend<A>,
             .round_weights = AsItIs<A>,
             .pack_weights = WeightsAsTheyAre<A>,
             .query_sum_room = NoRoom,
