@@ -29,10 +29,20 @@ template <class A>
     if (column + kKeyTile <= rows.needed.begin || column >= rows.needed.end) {
         return false;
     }
-    tile = {&sequence, rows.head, rows.row, rows.rows, column, std::min(kKeyTile, rows.needed.end - column), false};
+    const std::int64_t queries = rows.rows / rows.heads;
+    tile = {&sequence, rows.head, rows.row, queries, column, std::min(kKeyTile, rows.needed.end - column), false};
     const Coverage covered = coverage(problem, tile);
     tile.full = covered == Coverage::full && !problem.masks_single_scores();
-    return covered != Coverage::none && prepare_mask(problem, tile, scratch.scores);
+    if (covered == Coverage::none || !prepare_mask(problem, tile, scratch.scores)) {
+        return false;
+    }
+    if (rows.heads > 1) {  // what one may see, all may
+        for (std::int64_t r = 1; !tile.full && r < rows.rows; ++r) {
+            std::copy_n(scratch.scores.allowed, kKeyTile, scratch.scores.allowed + r * kKeyTile);
+        }
+        tile.rows = rows.rows;
+    }
+    return true;
 }
 
 /// The row tiles of an item, ready for their first keys; how many.
@@ -42,26 +52,37 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
     const Problem& problem = setup.call.problem;
     const Sequence& sequence = tokens.sequence;
     std::int64_t count = 0;
+    const auto start = [&](std::int64_t head, std::int64_t row, const Rows& from, std::int64_t stacked) {
+        const std::int64_t at = count * kQueryTile;
+        RowTile<A>& tile = scratch.tiles[count];
+        A* query = scratch.query + at * scratch.key_width;
+        setup.kernels.load(query, scratch.key_width, from, problem.head_dim, setup.query_scale);
+        tile = {head,
+                row,
+                from.rows,
+                needed_keys(sequence, row, from.rows / stacked),
+                setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, from.rows,
+                                           problem.head_dim),
+                scratch.context + at * scratch.value_width,
+                scratch.reference + at,
+                scratch.sums + at * kernels::kLanes,
+                stacked};
+        clear_rows(tile, scratch);
+        ++count;
+    };
+    if (stacks_heads(setup.call)) {
+        for (std::int64_t head = first_head; head < first_head + heads; head += kQueryTile) {
+            Rows rows = rows_of(problem.q, sequence.batch, head, sequence.query_start + tokens.begin,
+                                std::min(kQueryTile, first_head + heads - head));
+            rows.stride = problem.q.strides[1];
+            start(head, tokens.begin, rows, rows.rows);
+        }
+        return count;
+    }
     for (std::int64_t row = tokens.begin; row < tokens.begin + tokens.count; row += kQueryTile) {
+        const std::int64_t rows = std::min(kQueryTile, tokens.begin + tokens.count - row);
         for (std::int64_t head = first_head; head < first_head + heads; ++head) {
-            const std::int64_t rows = std::min(kQueryTile, tokens.begin + tokens.count - row);
-            const std::int64_t at = count * kQueryTile;
-            RowTile<A>& tile = scratch.tiles[count];
-            A* query = scratch.query + at * scratch.key_width;
-            setup.kernels.load(query, scratch.key_width,
-                               rows_of(problem.q, sequence.batch, head, sequence.query_start + row, rows),
-                               problem.head_dim, setup.query_scale);
-            tile = {head,
-                    row,
-                    rows,
-                    needed_keys(sequence, row, rows),
-                    setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, rows,
-                                               problem.head_dim),
-                    scratch.context + at * scratch.value_width,
-                    scratch.reference + at,
-                    scratch.sums + at * kernels::kLanes};
-            clear_rows(tile, scratch);
-            ++count;
+            start(head, row, rows_of(problem.q, sequence.batch, head, sequence.query_start + row, rows), 1);
         }
     }
     return count;
@@ -137,7 +158,16 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
         }
     }
     for (const RowTile<A>& rows : row_tiles) {
-        write_rows(setup, sequence, rows, scratch);
+        const std::int64_t queries = rows.rows / rows.heads;
+        for (std::int64_t head = 0; head < rows.heads; ++head) {
+            RowTile<A> own = rows;
+            own.head += head;
+            own.rows = queries;
+            own.context += head * queries * scratch.value_width;
+            own.reference += head * queries;
+            own.sums += head * queries * kernels::kLanes;
+            write_rows(setup, sequence, own, scratch);
+        }
     }
 }
 
@@ -147,16 +177,18 @@ std::int64_t item_count(const Problem& problem, const RowCut& cut) {
                             cut.head_pieces(problem), "attention: tiles of queries");
 }
 
-RowCut cut_for(const Problem& problem, const Runtime& runtime) {
-    constexpr std::int64_t kItemsPerThread = 4;
+RowCut cut_for(const ForwardCall& call, const Runtime& runtime) {
+    const Problem& problem = call.problem;
+    // Heads that are rows of one tile are parted only for threads that had nothing to do.
+    const std::int64_t items_per_thread = stacks_heads(call) ? 1 : 4;
     return row_cut(problem, problem.head_dim + problem.value_dim + kernels::kLanes,
-                   [&](const RowCut& cut) { return item_count(problem, cut) >= kItemsPerThread * runtime.threads(); });
+                   [&](const RowCut& cut) { return item_count(problem, cut) >= items_per_thread * runtime.threads(); });
 }
 
 template <class A>
 void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime) {
     const Problem& problem = call.problem;
-    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
+    const ForwardSetup<A> setup(call, runtime, cut_for(call, runtime));
     const Workspace workspace(plan, call.extras.workspace);
     const std::int64_t items = item_count(problem, setup.cut);
     const std::int64_t per_kv_head = setup.cut.head_pieces(problem);
@@ -175,7 +207,7 @@ void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime
 
 template <class A>
 Plan plan_typed(const ForwardCall& call, const Runtime& runtime) {
-    const ForwardSetup<A> setup(call, runtime, cut_for(call.problem, runtime));
+    const ForwardSetup<A> setup(call, runtime, cut_for(call, runtime));
     Carver counter;
     const ForwardScratch<A> scratch(setup, counter);
     Plan plan;

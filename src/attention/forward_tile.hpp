@@ -8,16 +8,29 @@
 
 namespace qkv::detail {
 
+/// Whether nothing but the scale and −∞ comes between products and softmax.
+[[nodiscard]] inline bool plain_scores(const Problem& problem) {
+    return problem.softcap == 0.0 && !problem.mask.bias_view && !problem.mask.alibi_slopes &&
+           problem.score_function.apply == nullptr;
+}
+
+/// Whether heads of a group, of one query each and all with the same keys to see, are rows of one tile.
+[[nodiscard]] inline bool stacks_heads(const ForwardCall& call) {
+    const Problem& problem = call.problem;
+    return problem.queries == 1 && problem.group > 1 && plain_scores(problem) && !problem.dropout &&
+           !problem.packed() && !problem.mask.allowed_view && !problem.mask.block_list && !call.extras.weights &&
+           !call.extras.scores;
+}
+
 template <class A>
 struct ForwardSetup {
     ForwardSetup(const ForwardCall& forward_call, const Runtime& runtime, const RowCut& forward_cut)
         : call(forward_call), kernels(kernels_for<A>(call.problem, runtime)), cut(forward_cut) {
         const Problem& problem = call.problem;
         const auto scale = static_cast<A>(problem.scale);
-        const bool plain = problem.softcap == 0.0 && !problem.mask.bias_view && !problem.mask.alibi_slopes &&
-                           problem.score_function.apply == nullptr;
-        attends_at_once = plain && scale > A(0) && !problem.dropout;
-        (kernels.scales_queries ? query_scale : plain && scale > A(0) ? softmax_scale : product_scale) = scale;
+        const bool direct = plain_scores(problem) && scale > A(0);
+        attends_at_once = direct && !problem.dropout;
+        (kernels.scales_queries ? query_scale : direct ? softmax_scale : product_scale) = scale;
     }
 
     const ForwardCall& call;
@@ -32,7 +45,7 @@ struct ForwardSetup {
     bool attends_at_once = false;
 };
 
-/// A tile of queries of one head within an item, with what it has gathered so far.
+/// A tile of queries within an item, with what it has gathered so far: of one head, or one of each of some heads.
 template <class A>
 struct RowTile {
     std::int64_t head = 0;
@@ -43,6 +56,7 @@ struct RowTile {
     A* context = nullptr;      // (rows, padded Dv), not yet divided by the row sums
     A* reference = nullptr;    // (rows)
     A* sums = nullptr;         // (rows, kLanes)
+    std::int64_t heads = 1;    // that the rows belong to
 
     [[nodiscard]] RowState<A> state(std::int64_t r) const { return {reference[r], total(sums + r * kernels::kLanes)}; }
 };
@@ -144,11 +158,28 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.loaded_values = true;
 }
 
+/// Asks for rows that are wanted soon: a few queries wait for memory more than for anything else.
+inline void fetch(const Rows& rows, std::int64_t width) {
+    constexpr std::int64_t kLine = 64;
+    const std::int64_t bytes = width * size_of(rows.dtype);
+    for (std::int64_t r = 0; r < rows.rows; ++r) {
+        const std::byte* row = rows.data + r * rows.stride * size_of(rows.dtype);
+        for (std::int64_t at = 0; at < bytes; at += kLine) {
+            __builtin_prefetch(row + at, 0, 2);
+        }
+    }
+}
+
 /// Keys and values, once for all rows that need them.
 template <class A>
 void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
           const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
+    fetch(value_rows(problem, sequence, kv_head, tile.column, tile.columns), problem.value_dim);
+    const std::int64_t next = tile.column + tile.columns;
+    if (next < sequence.end_key) {
+        fetch(key_rows(problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next)), problem.head_dim);
+    }
     pack_keys(setup, sequence, kv_head, tile, scratch);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
