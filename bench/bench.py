@@ -4,6 +4,7 @@
     ./dev bench                             all of them; writes docs/benchmarks.md and its pictures
     ./dev bench --case 'prompt-*' --only qkv torch --threads 1
     ./dev bench --multiply                  the products of linear layers beside torch's
+    ./dev bench --multi-head                multi-head attention with its projections, beside eight ways of torch
     ./dev bench --training                  a small GPT that learns, beside torch eager and torch.compile
     ./dev bench --compare before.jsonl after.jsonl
 """
@@ -36,6 +37,8 @@ def arguments():
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
     parser.add_argument("--multiply", action="store_true",
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
+    parser.add_argument("--multi-head", action="store_true",
+                        help="multi-head attention whole beside eight ways of torch; nothing else is timed")
     parser.add_argument("--training", action="store_true",
                         help="steps of training a GPT beside torch's, and their memory; nothing else is timed")
     parser.add_argument("--peaks", type=pathlib.Path, default=ROOT / "build/release/bin/measure_peaks",
@@ -177,6 +180,12 @@ def main():
         counts = options.threads or sorted({1, os.cpu_count() or 1})
         print("\n".join(multiply.compare(options.peaks.with_name("bench_multiply"), options.peaks, counts,
                                          options.seconds)))
+        return
+    if options.multi_head:
+        import multi_head
+
+        counts = options.threads or sorted({1, os.cpu_count() or 1})
+        print("\n".join(multi_head.compare(options.peaks.with_name("bench_multi_head"), counts, 10 * options.seconds)))
         return
     if options.training:
         import training

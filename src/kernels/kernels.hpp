@@ -113,17 +113,6 @@ struct Kernels {
     /// dots (rows) ← a · b for each row of two (rows, padded(width)) as `load` leaves them, summed in double: once per
     /// row that costs little, and every score gradient of the row rests on it.
     void (*dot_rows)(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t width);
-    /// to (width, kKeyTile) ← fromᵀ (rows, from_stride); columns from `rows` on are 0.
-    void (*transpose)(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width);
-
-    // Products.
-
-    /// c (rows, c_stride) ← left (rows, inner) · b (inner, b_stride), columns up to `width`, a multiple of kLanes.
-    void (*multiply)(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride,
-                     std::int64_t rows, std::int64_t inner, std::int64_t width);
-    /// The same, added to what c holds: each element of c is one chain of sums in the order of `inner`.
-    void (*multiply_add)(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride,
-                         std::int64_t rows, std::int64_t inner, std::int64_t width);
 
     // Forward's operands in the form that its two products want, made of rows as `load` leaves them (kQueryTile or
     // kKeyTile of them fit). A form that is those very rows needs no room: pack returns `rows` itself.
