@@ -47,6 +47,8 @@ void take_turns(qkv::nn::MultiHeadAttention& attention, const qkv::Tensor& x, co
                            static_cast<std::streamsize>(tensor->numel() * 4));
             }
             std::puts(file.flush() ? "{}" : R"({"error": "could not write"})");
+        } else if (what != "both" && what != "forward") {
+            std::puts(R"({"error": "expected forward N, both N or write FILE"})");
         } else {
             const bool backward = what == "both";
             backward ? attention.train() : attention.eval();

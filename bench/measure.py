@@ -8,6 +8,8 @@ from inputs import ALLOWED_ROUNDINGS, Inputs, check_context
 
 # A turn is at least this long, so that the clock and the call around it do not count.
 TURN_SECONDS = 0.02
+# A contender that takes so many times the fastest's time has so many turns.
+SLOW, SLOW_ROUNDS = 3, 2
 # After another's turn its threads may still be waiting busily, and the caches are someone else's.
 SETTLE_SECONDS = 0.003
 
@@ -49,21 +51,27 @@ def calls_per_turn(run):
 
 
 def time_case(ready, budget_seconds, least_rounds=5):
-    """{name: [seconds per call, one of each round]}: in every round each contender has a turn, the order turning."""
+    """{name: [seconds per call, one of each round]}: in every round each contender has a turn, the order turning.
+
+    One that is several times slower than the fastest has few turns: nobody asks for its third digit."""
     names = list(ready)
-    calls = {}
-    round_seconds = 0.0
+    calls, call_seconds = {}, {}
     for name in names:
-        calls[name], seconds = calls_per_turn(ready[name].run)
-        round_seconds += (calls[name] + 1) * seconds + SETTLE_SECONDS
+        calls[name], call_seconds[name] = calls_per_turn(ready[name].run)
+    fastest = min(call_seconds.values())
+    slow = {name for name in names if call_seconds[name] > SLOW * fastest and call_seconds[name] > TURN_SECONDS}
+    round_seconds = sum((calls[name] + 1) * call_seconds[name] + SETTLE_SECONDS for name in names if name not in slow)
     rounds = max(least_rounds, min(101, int(budget_seconds / round_seconds)))
     times = {name: [] for name in names}
     for index in range(rounds):
         shift = index % len(names)
         for name in names[shift:] + names[:shift]:
+            if name in slow and index >= SLOW_ROUNDS:
+                continue
             time.sleep(SETTLE_SECONDS)
             run = ready[name].run
-            run()
+            if name not in slow:
+                run()
             start = time.perf_counter()
             for _ in range(calls[name]):
                 run()

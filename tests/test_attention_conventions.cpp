@@ -213,7 +213,8 @@ TEST(AttentionConventions, SizesMayBeZero) {
 }
 
 // PyTorch issue 127055: -inf above the diagonal and more than 10 below it masks whole blocks of keys of a row.
-TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
+template <class T>
+void check_band_of_bias() {
     const support::Sizes sizes{
         .batch = 1, .heads = 1, .kv_heads = 1, .queries = 600, .keys = 600, .head_dim = 4, .value_dim = 4};
     std::vector<float> bias(600 * 600);
@@ -222,17 +223,47 @@ TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
             bias[static_cast<std::size_t>(i * 600 + j)] = j > i || j < i - 10 ? -kInfinity : 0.0F;
         }
     }
-    Small<float> by_bias(sizes);
+    Small<T> by_bias(sizes);
     AttentionOptions options;
     options.mask = Mask::bias(view(bias.data(), {1, 1, 600, 600}));
     by_bias.forward(options);
     by_bias.backward(options);
-    Small<float> by_window(sizes);
+    Small<T> by_window(sizes);
     options.mask = Mask::window(10, 0, Align::top_left);
     by_window.forward(options);
     by_window.backward(options);
     EXPECT_TRUE(same_results(by_bias, by_window)) << "skipped is not the same as masked";
-    EXPECT_TRUE(std::ranges::all_of(by_bias.dk, [](float x) { return std::isfinite(x); }));
+    EXPECT_TRUE(std::ranges::all_of(by_bias.dk, [](T x) { return std::isfinite(static_cast<float>(x)); }));
+}
+
+TEST(AttentionConventions, ABandOfBiasMasksWholeBlocks) {
+    check_band_of_bias<float>();
+    check_band_of_bias<BFloat16>();
+    check_band_of_bias<Float16>();
+}
+
+/// Scores near the largest float, where 1 / ln 2 of one is none.
+TEST(AttentionConventions, HugeScoresAreNoSpecialCase) {
+    const auto check = [](auto zero) {
+        Small<decltype(zero)> p(
+            {.batch = 1, .heads = 1, .kv_heads = 1, .queries = 3, .keys = 4, .head_dim = 1, .value_dim = 1});
+        for (const float sign : {1.0F, -1.0F}) {
+            std::ranges::fill(p.q, decltype(zero)(1.6e19F));
+            std::ranges::fill(p.k, decltype(zero)(sign * 1.6e19F));
+            for (std::size_t key = 0; key < 4; ++key) {
+                p.v[key] = decltype(zero)(static_cast<float>(key));
+            }
+            AttentionOptions options;
+            options.scale = 1.0;
+            p.forward(options);
+            for (std::size_t row = 0; row < 3; ++row) {
+                EXPECT_EQ(static_cast<float>(p.out[row]), 1.5F);
+                EXPECT_NEAR(p.lse[row], sign * 2.56e38F, 0.02e38F);
+            }
+        }
+    };
+    check(0.0F);
+    check(BFloat16(0.0F));
 }
 
 // Ranges computed from a band against the same band spelled out: at the edges of tiles, one pair decides over a tile.
@@ -319,6 +350,27 @@ TEST(AttentionConventions, DropoutKeepsTheSharePromised) {
 }
 
 // A call inside a call sets up, and gives back, what the kernels of the outer one still need (AMX's tiles).
+/// Whoever throws in the middle of a chain leaves nobody waiting.
+TEST(ScoreFunctions, MayThrow) {
+    Small<float> p({.batch = 1, .heads = 2, .kv_heads = 1, .queries = 400, .keys = 300, .head_dim = 8, .value_dim = 8});
+    AttentionOptions options;
+    options.score_function.gradient = [](const void*, const ScoreTile&, const ScoreTile&) {};
+    options.score_function.apply = [](const void*, const ScoreTile&) {};
+    p.forward(options);
+    options.score_function.gradient = [](const void*, const ScoreTile& scores, const ScoreTile&) {
+        if (scores.query == 128 && scores.key == 64) {
+            throw std::runtime_error("enough");
+        }
+    };
+    const Runtime sequential(3, [](std::int64_t tasks, const std::function<void(std::int64_t)>& body) {
+        for (std::int64_t task = 0; task < tasks; ++task) {
+            body(task);
+        }
+    });
+    EXPECT_THROW(p.backward(options, sequential), std::runtime_error);
+    EXPECT_THROW(p.backward(options, Runtime(3)), std::runtime_error);
+}
+
 TEST(ScoreFunctions, MayCallAttentionThemselves) {
     const support::Sizes sizes{
         .batch = 1, .heads = 1, .kv_heads = 1, .queries = 128, .keys = 128, .head_dim = 64, .value_dim = 64};

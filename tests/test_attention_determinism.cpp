@@ -73,9 +73,11 @@ template <class T>
 void check_panels() {
     const support::Sizes sizes{
         .batch = 1, .heads = 6, .kv_heads = 1, .queries = 250, .keys = 270, .head_dim = 24, .value_dim = 40};
-    for (const bool windowed : {false, true}) {
-        AttentionOptions options = busy_options();
-        options.mask = windowed ? Mask::window(70, 0, Align::bottom_right) : options.mask;
+    const std::int64_t query_starts[] = {0, 190, 190, 250}, key_starts[] = {0, 180, 200, 270};
+    AttentionOptions busy = busy_options(), windowed = busy_options(), plain, packed;
+    windowed.mask = Mask::window(70, 0, Align::bottom_right);
+    packed.mask = Mask::packed(query_starts, key_starts);
+    for (const AttentionOptions& options : {busy, windowed, plain, packed}) {
         Small<T> one(sizes);
         one.forward(options);
         one.backward(options);
@@ -84,8 +86,17 @@ void check_panels() {
             Small<T> other(sizes);
             other.forward(options, runtime);
             other.backward(options, runtime);
-            EXPECT_TRUE(same_results(one, other)) << threads << " threads" << (windowed ? ", windowed" : "");
+            EXPECT_TRUE(same_results(one, other)) << threads << " threads";
         }
+        const Runtime backwards(3, [](std::int64_t tasks, const std::function<void(std::int64_t)>& body) {
+            for (std::int64_t task = tasks; task-- > 0;) {
+                body(task);
+            }
+        });
+        Small<T> other(sizes);
+        other.forward(options, backwards);
+        other.backward(options, backwards);
+        EXPECT_TRUE(same_results(one, other)) << "tasks one after another";
     }
 }
 
@@ -94,6 +105,38 @@ TEST(AttentionBits, DoNotDependOnThePanelsOfAChain) {
     check_panels<double>();
     check_panels<BFloat16>();
     check_panels<Float16>();
+}
+
+/// The last token alone: its heads share a tile of rows. In the call for all tokens they do not.
+template <class T>
+void check_last_token() {
+    const support::Sizes sizes{
+        .batch = 2, .heads = 6, .kv_heads = 2, .queries = 90, .keys = 90, .head_dim = 40, .value_dim = 24};
+    AttentionOptions options;
+    options.mask = Mask::window(77, 0, Align::bottom_right);
+    Small<T> all(sizes);
+    all.forward(options);
+    support::Sizes last_sizes = sizes;
+    last_sizes.queries = 1;
+    Small<T> last(last_sizes);
+    last.k = all.k;
+    last.v = all.v;
+    for (std::int64_t head = 0; head < 12; ++head) {
+        std::copy_n(all.q.begin() + (head * 90 + 89) * 40, 40, last.q.begin() + head * 40);
+    }
+    for (const std::int64_t threads : {1, 3}) {
+        last.forward(options, Runtime(threads));
+        for (std::int64_t head = 0; head < 12; ++head) {
+            EXPECT_TRUE(support::same_bits(last.out.data() + head * 24, all.out.data() + (head * 90 + 89) * 24, 24));
+            EXPECT_EQ(last.lse[static_cast<std::size_t>(head)], all.lse[static_cast<std::size_t>(head * 90 + 89)]);
+        }
+    }
+}
+
+TEST(AttentionBits, AreThoseOfTheSameTokenAmongOthers) {
+    check_last_token<float>();
+    check_last_token<BFloat16>();
+    check_last_token<Float16>();
 }
 
 TEST(AttentionBits, AreTheSameInEveryRun) {

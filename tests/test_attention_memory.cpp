@@ -105,6 +105,27 @@ TEST(AttentionMemory, WorkspaceGrowsWithTokensNotTheirSquare) {
     EXPECT_LE(size(80000), size(8000) + 72000 * 2 * sizeof(float) + 1024);
 }
 
+TEST(AttentionMemory, PackedSequencesShareNoRoomForTheirSum) {
+    const auto size = [](std::int64_t sequences) {
+        std::vector<std::int64_t> starts;
+        for (std::int64_t index = 0; index <= sequences; ++index) {
+            starts.push_back(index * 512);
+        }
+        Small<BFloat16> p({.batch = 1,
+                           .heads = 4,
+                           .kv_heads = 1,
+                           .queries = sequences * 512,
+                           .keys = sequences * 512,
+                           .head_dim = 16,
+                           .value_dim = 16});
+        AttentionOptions options;
+        options.mask = Mask::packed(starts, starts);
+        return attention_backward_workspace_size(p.q_view(), p.k_view(), p.v_view(), p.d_out_view(), p.saved(),
+                                                 p.gradients(), options);
+    };
+    EXPECT_LE(size(64), size(8) + 56 * 512 * 4 * 2 * sizeof(float) + 1024);
+}
+
 /// Address space of which only the touched pages take memory.
 struct Sparse {
     explicit Sparse(std::size_t size)

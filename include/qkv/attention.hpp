@@ -131,7 +131,7 @@ struct AttentionGradients {
 ///
 /// Overwrites what `gradients` names (calls over parts of a sequence give partial sums that add up when lse and delta
 /// are those of the whole). Empty rows give 0 and add nothing to dk and dv. Deterministic as forward is: every element
-/// is summed by one task in one order. Memory grows with tokens. A score function needs its `gradient`.
+/// is summed in one order. Memory grows with tokens. A score function needs its `gradient`.
 /// Throws as attention() does.
 void attention_backward(ConstTensorView q, ConstTensorView k, ConstTensorView v, ConstTensorView d_out,
                         const AttentionSaved& saved, const AttentionGradients& gradients,

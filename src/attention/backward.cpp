@@ -9,22 +9,25 @@ namespace qkv::detail {
 
 Panels::Panels(const BackwardCall& call, const Runtime& runtime) {
     const Problem& problem = call.problem;
-    std::int64_t longest = problem.packed() ? 0 : problem.queries;
-    for (std::int64_t index = 0; problem.packed() && index < problem.sequences; ++index) {
-        longest = std::max(longest, sequence_queries(problem, index));
+    Sequence longest;
+    for (std::int64_t index = 0;
+         index < (problem.packed() ? problem.sequences : std::min<std::int64_t>(1, problem.sequences)); ++index) {
+        const Sequence sequence = sequence_of(problem, index);
+        longest = sequence.queries >= longest.queries ? sequence : longest;
+        most_keys = std::max(most_keys, sequence.keys);
     }
     const std::int64_t threads = runtime.threads();
     chains = checked_multiply(problem.sequences, problem.kv_heads, "attention_backward: key heads");
-    by_chains = chains % threads == 0 || chains >= 4 * threads;
+    // Nobody waits for another panel where a user's function might wait for, or start, another task.
+    by_chains = chains % threads == 0 || chains >= 4 * threads || problem.score_function.apply != nullptr;
     cut = row_cut(problem, 2 * problem.head_dim + problem.value_dim + kernels::kLanes, [&](const RowCut& rows) {
         // A panel must not pass a column before the one ahead has: along a band of w keys that one is
         // w / (w + tokens) of its way from the end when the next can begin.
-        const Sequence first = problem.sequences > 0 ? sequence_of(problem, 0) : Sequence{};
-        const std::int64_t band = std::min(first.keys, first.high - first.low + 1);
-        const std::int64_t panels = tiles_of(longest, rows.tokens) * rows.head_pieces(problem);
+        const std::int64_t band = std::min(longest.keys, longest.high - longest.low + 1);
+        const std::int64_t panels = tiles_of(longest.queries, rows.tokens) * rows.head_pieces(problem);
         return by_chains || (chains * panels >= 4 * threads && rows.tokens * (threads - 1) <= band);
     });
-    most_panels = count(problem, longest);
+    most_panels = count(problem, longest.queries);
 }
 
 namespace {
@@ -35,7 +38,7 @@ RowStatistics<A> take_statistics(const BackwardCall& call, Carver& carver) {
     const std::int64_t rows =
         checked_multiply(checked_multiply(problem.batch, problem.heads, "attention_backward: rows"), problem.queries,
                          "attention_backward: rows");
-    const std::int64_t tiles = call.gradients.dalibi ? tile_count(problem, Side::queries) * problem.heads : 0;
+    const std::int64_t tiles = call.gradients.dalibi ? tile_count(problem) * problem.heads : 0;
     return {carver.take<A>(rows), carver.take<A>(rows), carver.take<double>(tiles)};
 }
 
@@ -92,12 +95,12 @@ template <class A>
 void write_slope_gradients(const BackwardCall& call, const RowStatistics<A>& statistics) {
     const Problem& problem = call.problem;
     const TensorView& dalibi = *call.gradients.dalibi;
-    const std::int64_t tiles = tile_count(problem, Side::queries);
+    const std::int64_t tiles = tile_count(problem);
     for (std::int64_t b = 0; b < dalibi.size(0); ++b) {
         for (std::int64_t head = 0; head < problem.heads; ++head) {
             double sum = 0.0;
             for (std::int64_t number = 0; number < tiles; ++number) {
-                const TokenTile tile = locate_tile(problem, Side::queries, number);
+                const TokenTile tile = locate_tile(problem, number);
                 if (tile.count > 0 && (dalibi.size(0) == 1 || tile.sequence.batch == b)) {
                     sum += statistics.dalibi[number * problem.heads + head];
                 }
@@ -114,7 +117,9 @@ struct ChainRoom {
         : progress(carver.take<std::atomic<std::int64_t>>(
               setup.panels.by_chains ? 0 : setup.panels.chains * setup.panels.most_panels)),
           sums(carver.take<A>(
-              setup.gathers && !setup.panels.by_chains ? setup.panels.chains * sums_room(setup.call.problem) : 0)) {}
+              setup.gathers && !setup.panels.by_chains
+                  ? checked_multiply(setup.panels.chains, sums_room(setup), "attention_backward: sums of dk and dv")
+                  : 0)) {}
 
     std::atomic<std::int64_t>* progress;
     A* sums;
@@ -139,26 +144,20 @@ void run_panels(const BackwardSetup<A>& setup, const Plan& plan, const Workspace
             });
         return;
     }
+    const bool adds_to_keys = setup.call.gradients.dk || setup.call.gradients.dv;
     const std::int64_t items = panels.chains * panels.most_panels;
     for (std::int64_t item = 0; item < items; ++item) {
         std::construct_at(room.progress + item, 0);
     }
-    std::atomic<bool> failed = false;
     const auto work = [&](BackwardScratch<A>& scratch, std::int64_t item) {
         const std::int64_t panel = item % panels.most_panels;
         const Chain chain = chain_of(item / panels.most_panels);
         if (panel >= panels.count(problem, chain.sequence.queries)) {
             return;
         }
-        A* sums = setup.gathers ? room.sums + item / panels.most_panels * sums_room(problem) : nullptr;
-        try {
-            panel_gradients(setup, chain, panel,
-                            {panel == 0 ? nullptr : room.progress + item - 1, room.progress + item, &failed}, sums,
-                            scratch, statistics);
-        } catch (...) {
-            failed = true;  // those behind would wait for ever
-            throw;
-        }
+        A* sums = setup.gathers ? room.sums + item / panels.most_panels * sums_room(setup) : nullptr;
+        const PanelTurn turn{panel == 0 ? nullptr : room.progress + item - 1, room.progress + item};
+        panel_gradients(setup, chain, panel, adds_to_keys ? turn : PanelTurn{}, sums, scratch, statistics);
     };
     run_items<BackwardScratch<A>>(setup, plan, workspace, runtime, items, work, ItemOrder::ascending);
 }
@@ -175,13 +174,12 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
     const auto for_each_item = [&](std::int64_t items, const auto& work) {
         run_items<BackwardScratch<A>>(setup, plan, workspace, runtime, items, work);
     };
-    for_each_item(
-        tile_count(problem, Side::queries) * problem.heads, [&](BackwardScratch<A>& scratch, std::int64_t item) {
-            const TokenTile tile = locate_tile(problem, Side::queries, item / problem.heads);
-            if (tile.count > 0) {
-                row_statistics(setup, tile.sequence, item % problem.heads, tile.begin, tile.count, scratch, statistics);
-            }
-        });
+    for_each_item(tile_count(problem) * problem.heads, [&](BackwardScratch<A>& scratch, std::int64_t item) {
+        const TokenTile tile = locate_tile(problem, item / problem.heads);
+        if (tile.count > 0) {
+            row_statistics(setup, tile.sequence, item % problem.heads, tile.begin, tile.count, scratch, statistics);
+        }
+    });
     if (gradients.dq || gradients.dk || gradients.dv || gradients.dalibi) {
         run_panels(setup, plan, workspace, runtime, statistics, room);
     }
@@ -201,8 +199,8 @@ template <class A>
 Plan plan_typed(const BackwardCall& call, const Runtime& runtime) {
     const Problem& problem = call.problem;
     const BackwardSetup<A> setup(call, runtime);
-    const std::int64_t items = std::max(checked_multiply(tile_count(problem, Side::queries), problem.heads, "tiles"),
-                                        checked_multiply(tile_count(problem, Side::keys), problem.heads, "tiles"));
+    const std::int64_t items = std::max(checked_multiply(tile_count(problem), problem.heads, "tiles"),
+                                        checked_multiply(setup.panels.chains, setup.panels.most_panels, "panels"));
     Plan plan;
     plan.tasks = task_count(problem, runtime, items);
     Carver shared;

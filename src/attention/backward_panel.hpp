@@ -24,21 +24,16 @@ struct Chain {
 };
 
 /// Tiles of keys that panels are done with: those of the panel before must be ahead. Nothing, where one task takes the
-/// panels one after another.
+/// panels one after another or nothing is added to keys.
 struct PanelTurn {
     const std::atomic<std::int64_t>* before = nullptr;
     std::atomic<std::int64_t>* own = nullptr;
-    const std::atomic<bool>* failed = nullptr;
 
-    /// Returns once the panel before is done with `tile`; false when a task has failed.
-    [[nodiscard]] bool wait(std::int64_t tile) const {
+    /// Returns once the panel before is done with `tile`.
+    void wait(std::int64_t tile) const {
         while (before != nullptr && before->load(std::memory_order_acquire) <= tile) {
-            if (failed->load(std::memory_order_relaxed)) {
-                return false;
-            }
             std::this_thread::yield();
         }
-        return true;
     }
     void pass(std::int64_t tile) const {
         if (own != nullptr) {
@@ -56,14 +51,16 @@ public:
 
     /// The sums of a tile of keys, as the panels before have left them.
     [[nodiscard]] KeySums<A> take(std::int64_t column, bool first) const {
+        const AttentionGradients& wanted = setup_.call.gradients;
         KeySums<A> sums{scratch_.d_key, scratch_.d_value};
         if (room_ != nullptr) {
-            sums.key = room_ + column * (scratch_.key_width + scratch_.value_width);
-            sums.value = sums.key + kKeyTile * scratch_.key_width;
+            const std::int64_t keys = tiles_of(setup_.panels.most_keys, kKeyTile) * kKeyTile;
+            sums.key = room_ + column * scratch_.key_width;
+            sums.value = room_ + (wanted.dk ? keys * scratch_.key_width : 0) + column * scratch_.value_width;
         }
         if (first) {
-            std::fill_n(sums.key, kKeyTile * scratch_.key_width, A(0));
-            std::fill_n(sums.value, kKeyTile * scratch_.value_width, A(0));
+            std::fill_n(sums.key, wanted.dk ? kKeyTile * scratch_.key_width : 0, A(0));
+            std::fill_n(sums.value, wanted.dv ? kKeyTile * scratch_.value_width : 0, A(0));
         } else if (room_ == nullptr) {
             load_rows(setup_.call.gradients.dk, sums.key, column);
             load_rows(setup_.call.gradients.dv, sums.value, column);
@@ -163,9 +160,7 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
     const std::span tiles(scratch.tiles, static_cast<std::size_t>(count));
     const ChainSums<A> chain_sums(setup, chain, scratch, room);
     for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
-        if (!turn.wait(column / kKeyTile)) {
-            return;
-        }
+        turn.wait(column / kKeyTile);
         // Keys from end_key on are nobody's: they are not read, and their gradients stay 0.
         const std::int64_t columns = std::min({kKeyTile, sequence.keys - column, sequence.end_key - column});
         std::optional<KeySums<A>> sums;
@@ -205,8 +200,7 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
                 rows.d_query, problem.head_dim, &scale, 0);
         }
         if (call.gradients.dalibi) {
-            statistics
-                .dalibi[tile_number(problem, Side::queries, sequence.index, rows.row) * problem.heads + rows.head] =
+            statistics.dalibi[tile_number(problem, sequence.index, rows.row) * problem.heads + rows.head] =
                 rows.slope_gradient;
         }
     }

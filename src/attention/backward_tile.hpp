@@ -1,4 +1,4 @@
-// One tile of backward: weights and score gradients from lse and delta. The three passes share it.
+// One tile of backward: weights and score gradients from lse and delta. Panels and the bias pass share it.
 #pragma once
 
 #include <cmath>
@@ -7,6 +7,7 @@
 #include "attention/dropout.hpp"
 #include "attention/score_tile.hpp"
 #include "attention/state.hpp"
+#include "core/check.hpp"
 
 namespace qkv::detail {
 
@@ -43,6 +44,7 @@ struct Panels {
     RowCut cut;
     std::int64_t chains = 0;       // key heads of all sequences
     std::int64_t most_panels = 1;  // of a chain
+    std::int64_t most_keys = 0;    // of a sequence
     bool by_chains = true;         // an item of work is a chain, else one of its panels
 };
 
@@ -88,10 +90,15 @@ struct KeySums {
     A* value = nullptr;
 };
 
-/// Sums of a chain's dK and dV, in A.
-[[nodiscard]] inline std::int64_t sums_room(const Problem& problem) {
-    return tiles_of(problem.keys, kKeyTile) * kKeyTile *
-           (kernels::padded(problem.head_dim) + kernels::padded(problem.value_dim));
+/// Sums of a chain's dK and dV, of those that are wanted, in A.
+template <class A>
+[[nodiscard]] std::int64_t sums_room(const BackwardSetup<A>& setup) {
+    const AttentionGradients& wanted = setup.call.gradients;
+    const Problem& problem = setup.call.problem;
+    return checked_multiply(
+        tiles_of(setup.panels.most_keys, kKeyTile) * kKeyTile,
+        (wanted.dk ? kernels::padded(problem.head_dim) : 0) + (wanted.dv ? kernels::padded(problem.value_dim) : 0),
+        "attention_backward: sums of dk and dv");
 }
 
 template <class A>
@@ -135,7 +142,7 @@ struct BackwardScratch {
         packed_queries = carver.take<A>(tile_count * (query_room + query_sum_room));
         packed_d_outs = carver.take<A>(tile_count * (d_out_room + d_out_sum_room));
         d_queries = carver.take<A>(tile_count * kQueryTile * key_width);
-        chain_sums = setup.gathers && setup.panels.by_chains ? carver.take<A>(sums_room(problem)) : nullptr;
+        chain_sums = setup.gathers && setup.panels.by_chains ? carver.take<A>(sums_room(setup)) : nullptr;
     }
 
     std::int64_t key_width;    // padded D

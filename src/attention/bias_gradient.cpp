@@ -30,9 +30,8 @@ public:
           by_row_(dbias.size(2) == problem.queries),
           by_column_(dbias.size(3) == problem.keys),
           by_sequence_(problem.packed() ? by_row_ || by_column_ : dbias.size(0) == problem.batch) {
-        row_items_ = by_row_
-                         ? (by_sequence_ ? tile_count(problem, Side::queries) : tiles_of(problem.queries, kQueryTile))
-                         : (by_sequence_ ? problem.sequences : 1);
+        row_items_ = by_row_ ? (by_sequence_ ? tile_count(problem) : tiles_of(problem.queries, kQueryTile))
+                             : (by_sequence_ ? problem.sequences : 1);
         column_items_ = by_column_ ? tiles_of(longest_keys(), kKeyTile) : 1;
         head_items_ = by_head_ ? problem.heads : 1;
     }
@@ -52,7 +51,7 @@ public:
         item.rows = Span{0, problem_.queries};
         item.sequences = Span{0, problem_.sequences};
         if (by_row_ && by_sequence_) {
-            const TokenTile tile = locate_tile(problem_, Side::queries, rest);
+            const TokenTile tile = locate_tile(problem_, rest);
             item.sequences = {tile.sequence.index, tile.sequence.index + 1};
             item.rows = {tile.begin, tile.begin + std::max<std::int64_t>(0, tile.count)};
         } else if (by_row_) {

@@ -172,17 +172,26 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
 }
 
 std::int64_t item_count(const Problem& problem, const RowCut& cut) {
-    return checked_multiply(checked_multiply(tile_count(problem, Side::queries, cut.tokens), problem.kv_heads,
-                                             "attention: tiles of queries"),
-                            cut.head_pieces(problem), "attention: tiles of queries");
+    return checked_multiply(
+        checked_multiply(tile_count(problem, cut.tokens), problem.kv_heads, "attention: tiles of queries"),
+        cut.head_pieces(problem), "attention: tiles of queries");
 }
 
 RowCut cut_for(const ForwardCall& call, const Runtime& runtime) {
     const Problem& problem = call.problem;
-    // Heads that are rows of one tile are parted only for threads that had nothing to do.
-    const std::int64_t items_per_thread = stacks_heads(call) ? 1 : 4;
+    const auto gives = [&](const RowCut& cut, std::int64_t items_per_thread) {
+        return item_count(problem, cut) >= items_per_thread * runtime.threads();
+    };
+    if (stacks_heads(call)) {
+        // All heads read the same keys: they are parted only for threads that had nothing to do.
+        RowCut cut{kQueryTile, problem.group, true};
+        while (cut.heads > 1 && !gives(cut, 1)) {
+            cut.heads = (cut.heads + 1) / 2;
+        }
+        return cut;
+    }
     return row_cut(problem, problem.head_dim + problem.value_dim + kernels::kLanes,
-                   [&](const RowCut& cut) { return item_count(problem, cut) >= items_per_thread * runtime.threads(); });
+                   [&](const RowCut& cut) { return gives(cut, 4); });
 }
 
 template <class A>
@@ -193,8 +202,7 @@ void run_typed(const ForwardCall& call, const Plan& plan, const Runtime& runtime
     const std::int64_t items = item_count(problem, setup.cut);
     const std::int64_t per_kv_head = setup.cut.head_pieces(problem);
     const auto work = [&](const ForwardScratch<A>& scratch, std::int64_t number) {
-        const TokenTile tokens =
-            locate_tile(problem, Side::queries, number / per_kv_head / problem.kv_heads, setup.cut.tokens);
+        const TokenTile tokens = locate_tile(problem, number / per_kv_head / problem.kv_heads, setup.cut.tokens);
         if (tokens.count > 0) {
             const std::int64_t in_group = number % per_kv_head * setup.cut.heads;
             const std::int64_t kv_head = number / per_kv_head % problem.kv_heads;

@@ -97,7 +97,7 @@ struct ForwardScratch {
           row_weights(carver.take<A>(kernels::kRowBlock * kKeyTile)),
           weights(carver.take<A>(kQueryTile * kKeyTile)),
           factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
-          scores{carver.take<A>((setup.attends_at_once ? kPanelTiles : 1) * kQueryTile * kKeyTile),
+          scores{carver.take<A>((setup.attends_at_once ? setup.kernels.attended_scores : 1) * kQueryTile * kKeyTile),
                  carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
                  carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
           query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
@@ -178,7 +178,8 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
     fetch(value_rows(problem, sequence, kv_head, tile.column, tile.columns), problem.value_dim);
     const std::int64_t next = tile.column + tile.columns;
     if (next < sequence.end_key) {
-        fetch(key_rows(problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next)), problem.head_dim);
+        fetch(key_rows(problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next)),
+              problem.head_dim);
     }
     pack_keys(setup, sequence, kv_head, tile, scratch);
     tile.sequence = &sequence;

@@ -67,12 +67,6 @@ Coverage coverage(const Problem& problem, const Tile& tile) {
     return std::min(closed_form, block_coverage(problem, tile));
 }
 
-RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64_t columns) {
-    const std::int64_t begin = std::clamp<std::int64_t>(column - sequence.high, 0, sequence.queries);
-    const std::int64_t end = std::clamp<std::int64_t>(column + columns - sequence.low, begin, sequence.queries);
-    return {begin, end};
-}
-
 KeyRange needed_keys(const Sequence& sequence, std::int64_t row, std::int64_t rows) {
     if (rows == 0) {
         return {};

@@ -63,13 +63,6 @@ void for_each_tile(const Problem& problem, const Sequence& sequence, std::int64_
 /// The tile's coverage by closed-form masks and block lists.
 [[nodiscard]] Coverage coverage(const Problem& problem, const Tile& tile);
 
-/// The rows that can need columns [column, column + columns): a range outside of which coverage is none.
-struct RowRange {
-    std::int64_t begin = 0;
-    std::int64_t end = 0;
-};
-[[nodiscard]] RowRange rows_for_keys(const Sequence& sequence, std::int64_t column, std::int64_t columns);
-
 /// allowed[r · kKeyTile + c] ← 1 where row r may attend to column c of a tile that is not full, by everything but the
 /// bias and the score function; 0 elsewhere, up to kKeyTile columns. False when nothing is left.
 [[nodiscard]] bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed);

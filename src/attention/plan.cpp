@@ -17,22 +17,18 @@ std::int64_t first_packed_tile(std::span<const std::int64_t> starts, std::int64_
 
 }  // namespace
 
-std::int64_t tile_count(const Problem& problem, Side side, std::int64_t tile) {
-    const bool queries = side == Side::queries;
+std::int64_t tile_count(const Problem& problem, std::int64_t tile) {
     if (problem.packed()) {
-        return first_packed_tile(queries ? *problem.mask.packed_queries : *problem.mask.packed_keys, problem.sequences,
-                                 tile);
+        return first_packed_tile(*problem.mask.packed_queries, problem.sequences, tile);
     }
-    return checked_multiply(problem.sequences, tiles_of(queries ? problem.queries : problem.keys, tile),
-                            "attention: tiles of the batch");
+    return checked_multiply(problem.sequences, tiles_of(problem.queries, tile), "attention: tiles of the batch");
 }
 
-TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number, std::int64_t tile) {
-    const bool queries = side == Side::queries;
+TokenTile locate_tile(const Problem& problem, std::int64_t number, std::int64_t tile) {
     std::int64_t index = 0;
     std::int64_t first = 0;
     if (problem.packed()) {
-        const auto starts = queries ? *problem.mask.packed_queries : *problem.mask.packed_keys;
+        const auto starts = *problem.mask.packed_queries;
         std::int64_t past = problem.sequences;
         while (past - index > 1) {
             const std::int64_t middle = index + (past - index) / 2;
@@ -40,26 +36,23 @@ TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number, st
         }
         first = first_packed_tile(starts, index, tile);
     } else {
-        const std::int64_t per_sequence = tiles_of(queries ? problem.queries : problem.keys, tile);
+        const std::int64_t per_sequence = tiles_of(problem.queries, tile);
         index = number / per_sequence;
         first = index * per_sequence;
     }
     TokenTile located;
     located.sequence = sequence_of(problem, index);
-    const std::int64_t tokens = queries ? located.sequence.queries : located.sequence.keys;
+    const std::int64_t tokens = located.sequence.queries;
     located.begin = std::min(tokens, (number - first) * tile);
     located.count = std::min(tile, tokens - located.begin);
     return located;
 }
 
-std::int64_t tile_number(const Problem& problem, Side side, std::int64_t sequence, std::int64_t token) {
-    const bool queries = side == Side::queries;
+std::int64_t tile_number(const Problem& problem, std::int64_t sequence, std::int64_t token) {
     if (problem.packed()) {
-        return first_packed_tile(queries ? *problem.mask.packed_queries : *problem.mask.packed_keys, sequence,
-                                 kQueryTile) +
-               token / kQueryTile;
+        return first_packed_tile(*problem.mask.packed_queries, sequence, kQueryTile) + token / kQueryTile;
     }
-    return sequence * tiles_of(queries ? problem.queries : problem.keys, kQueryTile) + token / kQueryTile;
+    return sequence * tiles_of(problem.queries, kQueryTile) + token / kQueryTile;
 }
 
 std::size_t Plan::workspace_bytes() const {

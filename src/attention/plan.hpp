@@ -1,5 +1,4 @@
-// How a call is cut into items of work, and what memory it needs. Items are the same for any number of threads; only
-// who takes which differs.
+// How a call is cut into items of work, and what memory it needs. However it is cut, results are the same.
 #pragma once
 
 #include <algorithm>
@@ -14,23 +13,19 @@
 
 namespace qkv::detail {
 
-/// A tile of queries or keys of one sequence.
+/// A tile of queries of one sequence.
 struct TokenTile {
     Sequence sequence;
     std::int64_t begin = 0;
     std::int64_t count = 0;  // 0: this number holds no tile
 };
 
-enum class Side : std::uint8_t { queries, keys };
-
 /// How many numbers locate_tile understands: at least the tiles of all sequences, and few more.
 /// `tile` is their size, a multiple of kQueryTile or kKeyTile.
-[[nodiscard]] std::int64_t tile_count(const Problem& problem, Side side, std::int64_t tile = kQueryTile);
-[[nodiscard]] TokenTile locate_tile(const Problem& problem, Side side, std::int64_t number,
-                                    std::int64_t tile = kQueryTile);
+[[nodiscard]] std::int64_t tile_count(const Problem& problem, std::int64_t tile = kQueryTile);
+[[nodiscard]] TokenTile locate_tile(const Problem& problem, std::int64_t number, std::int64_t tile = kQueryTile);
 /// The number of the tile of the default size that holds a token of a sequence.
-[[nodiscard]] std::int64_t tile_number(const Problem& problem, Side side, std::int64_t sequence, std::int64_t token);
-static_assert(kQueryTile == kKeyTile, "one default for both sides");
+[[nodiscard]] std::int64_t tile_number(const Problem& problem, std::int64_t sequence, std::int64_t token);
 
 /// Memory: `shared` for the call, then `per_task` for each task.
 struct Plan {
@@ -50,8 +45,11 @@ struct Plan {
 struct RowCut {
     std::int64_t tokens = kQueryTile;
     std::int64_t heads = 1;
+    bool stacked = false;  // heads of one query each are rows of one tile
 
-    [[nodiscard]] std::int64_t row_tiles() const { return tokens / kQueryTile * heads; }
+    [[nodiscard]] std::int64_t row_tiles() const {
+        return stacked ? tiles_of(heads, kQueryTile) : tokens / kQueryTile * heads;
+    }
     /// Pieces that the heads of a group are cut into.
     [[nodiscard]] std::int64_t head_pieces(const Problem& problem) const { return tiles_of(problem.group, heads); }
 };

@@ -1,4 +1,4 @@
-// bf16 forward on AMX's tile registers; everything around its two products on AVX-512.
+// bf16 on AMX's tile registers; everything around the products on AVX-512.
 //
 // A tile register holds 16 rows of 64 bytes. TDPBF16PS multiplies 16 × 32 numbers by 32 × 16, the second given as 16
 // rows of pairs (Intel SDM, volume 1, chapter 18):
@@ -337,24 +337,24 @@ struct CoarseWeights {
     static HWY_INLINE __mmask16 NotLess(Vec<float> x, float least) {
         return _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(least), _CMP_NLT_UQ);
     }
-    static HWY_INLINE Vec<float> ExpOfAny(Vec<float> x) {
-        return Exp2(hn::Mul(x, hn::Set(Tag<float>(), kLog2E)), NotLess(x, -87.33F));
-    }
-    static HWY_INLINE Vec<float> Exp(Vec<float> x) { return ExpOfAny(x); }
-    /// One multiply-add to z: scale and base carry 1 / ln 2. Rounding them moves z by what a score of the row's largest
-    /// size is rounded by.
-    template <bool kScaled>
+    /// exp(x − base) for a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes first.
     struct Row {
-        HWY_INLINE Row(float row_scale, float row_base)
-            : scale(hn::Set(Tag<float>(), row_scale * kLog2E)), base(hn::Set(Tag<float>(), row_base * kLog2E)) {}
+        HWY_INLINE explicit Row(float row_base)
+            : plain_base(hn::Set(Tag<float>(), row_base)),
+              base(hn::Set(Tag<float>(), row_base * kLog2E)),
+              far(!(std::fabs(row_base) < 1e38F)) {}
         HWY_INLINE Vec<float> operator()(Vec<float> x) const {
-            const auto z = hn::MulSub(x, scale, base);
+            const auto log2e = hn::Set(Tag<float>(), kLog2E);
+            const auto z = HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x, plain_base), log2e) : hn::MulSub(x, log2e, base);
             return Exp2(z, NotLess(z, -87.33F * kLog2E));
         }
+        HWY_INLINE Vec<float> OfAny(Vec<float> x) const { return (*this)(x); }
 
-        Vec<float> scale;
+        Vec<float> plain_base;
         Vec<float> base;
+        bool far;
     };
+    static HWY_INLINE Vec<float> Exp(Vec<float> x) { return Row(0.0F)(x); }
     /// Rounded to bf16, packed at the row's beginning.
     static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
         _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(weights));
@@ -421,6 +421,7 @@ constexpr Kernels<float> MakeBf16Table() {
     table.pack_values = PackValues;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
+    table.attended_scores = kMostAttended;
     table.attend = AttendInPhases;
     table.round_weights = RoundRows;
     table.pack_weights = PackRoundedPairs;

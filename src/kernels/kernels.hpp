@@ -134,7 +134,9 @@ struct Kernels {
                        std::int64_t width);
 
     /// Takes up to kMostAttended whole tiles of keys, in their order, into the rows' softmax and context:
-    /// multiply_keys, soften and add_values for each, with those verbs' bits. `scores` is room for as many tiles.
+    /// multiply_keys, soften and add_values for each, with those verbs' bits. `scores` is room for `attended_scores`
+    /// tiles.
+    std::int64_t attended_scores;
     void (*attend)(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores);
 
     // Backward's: dP is multiply_keys of dO and V, dQ add_values of dS and K; dV and dK are sums over queries.

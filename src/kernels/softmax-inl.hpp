@@ -83,15 +83,12 @@ template <class A>
 struct ExactWeights {
     /// exp(x), x <= kSlack
     static HWY_INLINE Vec<A> Exp(Vec<A> x) { return HWY_NAMESPACE::Exp<true>(x); }
-    static HWY_INLINE Vec<A> ExpOfAny(Vec<A> x) { return HWY_NAMESPACE::Exp<false>(x); }
-    /// exp(scale · x − base) for a row.
-    template <bool kScaled>
+    /// exp(x − base) for a row.
     struct Row {
-        HWY_INLINE Row(A row_scale, A row_base)
-            : scale(hn::Set(Tag<A>(), row_scale)), base(hn::Set(Tag<A>(), row_base)) {}
-        HWY_INLINE Vec<A> operator()(Vec<A> x) const { return Exp(hn::Sub(kScaled ? hn::Mul(x, scale) : x, base)); }
+        HWY_INLINE explicit Row(A row_base) : base(hn::Set(Tag<A>(), row_base)) {}
+        HWY_INLINE Vec<A> operator()(Vec<A> x) const { return Exp(hn::Sub(x, base)); }  // x <= base + kSlack
+        HWY_INLINE Vec<A> OfAny(Vec<A> x) const { return HWY_NAMESPACE::Exp<false>(hn::Sub(x, base)); }
 
-        Vec<A> scale;
         Vec<A> base;
     };
     /// The weights of columns from c on, of a row that begins at `row`.
@@ -121,6 +118,7 @@ template <class A, class Weights, bool kScaled>
 void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
                 A* context, std::int64_t width, std::int64_t rows) {
     const Tag<A> d;
+    const auto factor = hn::Set(d, scale);
     constexpr auto kVectors = static_cast<std::size_t>(kKeyTile / kWidth<A>);
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
@@ -132,17 +130,17 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
             x[v] = hn::Load(d, score + static_cast<std::int64_t>(v) * kWidth<A>);
             largest = hn::Max(largest, x[v]);
         }
-        largest = kScaled ? hn::Mul(largest, hn::Set(d, scale)) : largest;
+        largest = kScaled ? hn::Mul(largest, factor) : largest;
         A& reference = softmax.reference[r];
         if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
             MoveReference<A, Weights>(largest, &reference, sums, context + r * padded(width), padded(width));
         }
         // A row of nothing but −∞ must not become −∞ − −∞.
-        const typename Weights::template Row<kScaled> exp(scale, reference == kMinusInfinity<A> ? A(0) : reference);
+        const typename Weights::Row exp(reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
         for (std::size_t v = 0; v < kVectors; ++v) {
             const auto c = static_cast<std::int64_t>(v) * kWidth<A>;
-            auto w = exp(x[v]);
+            auto w = exp(kScaled ? hn::Mul(x[v], factor) : x[v]);
             sum = hn::Add(sum, w);
             if (factors != nullptr) {
                 w = hn::Mul(w, hn::Load(d, factors + r * kKeyTile + c));
@@ -164,10 +162,9 @@ template <class A, class Weights>
 void Weigh(A* weights, const A* scores, const A* base, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
-        const auto from = hn::Set(d, base[r] == kMinusInfinity<A> ? A(0) : base[r]);
+        const typename Weights::Row exp(base[r] == kMinusInfinity<A> ? A(0) : base[r]);
         for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-            hn::Store(Weights::ExpOfAny(hn::Sub(hn::Load(d, scores + r * kKeyTile + c), from)), d,
-                      weights + r * kKeyTile + c);
+            hn::Store(exp.OfAny(hn::Load(d, scores + r * kKeyTile + c)), d, weights + r * kKeyTile + c);
         }
     }
 }
@@ -177,11 +174,11 @@ void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A*
                     const A* HWY_RESTRICT factors, const A* lse, const A* delta, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
-        const auto base = hn::Set(d, lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
+        const typename Weights::Row exp(lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
         const auto row_delta = hn::Set(d, delta[r]);
         for (std::int64_t at = r * kKeyTile; at < (r + 1) * kKeyTile; at += kWidth<A>) {
             const auto score = hn::Load(d, scores + at);
-            auto weight = Weights::ExpOfAny(hn::Sub(score, base));
+            auto weight = exp.OfAny(score);
             auto gradient = hn::Load(d, gradients + at);
             if (factors != nullptr) {
                 const auto factor = hn::Load(d, factors + at);
@@ -191,7 +188,7 @@ void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A*
                 gradient = hn::Mul(weight, hn::Sub(gradient, row_delta));
             }
             const auto masked = hn::Eq(score, hn::Set(d, kMinusInfinity<A>));
-            hn::Store(weight, d, weights + at);
+            hn::Store(hn::IfThenZeroElse(masked, weight), d, weights + at);
             hn::Store(hn::IfThenZeroElse(masked, gradient), d, gradients + at);
         }
     }

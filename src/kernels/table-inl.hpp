@@ -88,6 +88,7 @@ constexpr Kernels<A> MakeTable() {
             .pack_values = AsTheyAre<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
+            .attended_scores = 1,
             .attend = Attend<A>,
             .round_weights = AsItIs<A>,
             .pack_weights = WeightsAsTheyAre<A>,
