@@ -7,6 +7,7 @@
     ./dev bench --multi-head                multi-head attention with its projections, beside eight ways of torch
     ./dev bench --training                  a small GPT that learns, beside torch eager and torch.compile
     ./dev bench --compare before.jsonl after.jsonl
+    ./dev bench --page results.jsonl        docs/benchmarks.md again from such a file
 """
 
 import argparse
@@ -35,6 +36,8 @@ def arguments():
     parser.add_argument("--out", type=pathlib.Path, help="results file, JSON lines (default bench/results/DATE.jsonl)")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
+    parser.add_argument("--page", type=pathlib.Path, metavar="RESULTS",
+                        help="write docs/benchmarks.md and its pictures from a results file; nothing is timed")
     parser.add_argument("--multiply", action="store_true",
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
     parser.add_argument("--multi-head", action="store_true",
@@ -147,18 +150,23 @@ def run(options):
             print(f"[{index + 1}/{total}, {left / 60:.0f} min left] {case.name} {threads}t: {shown}"
                   + "".join(f"  ({name}: {reason})" for name, reason in skipped.items()), file=sys.stderr)
     unfinished.rename(path)
-    text = report.markdown(head, rows)
     if options.quick or options.case or options.only:
-        print(text)
+        print(report.markdown(head, rows))
     else:
-        page = ROOT / "docs" / "benchmarks.md"
-        made = report.pictures(head, rows, ROOT / "docs" / "pictures" / "benchmarks")
-        links = "".join(f"\n![{one.stem}]({one.relative_to(ROOT / 'docs')})\n" for one in made)
-        part = page.with_suffix(".md.part")
-        part.write_text(text + links, encoding="utf-8")
-        part.rename(page)
-        print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
+        write_page(head, rows)
     print(f"results: {path}", file=sys.stderr)
+
+
+def write_page(head, rows):
+    import report
+
+    page = ROOT / "docs" / "benchmarks.md"
+    made = report.pictures(head, rows, ROOT / "docs" / "pictures" / "benchmarks")
+    links = "".join(f"\n![{one.stem}]({one.relative_to(ROOT / 'docs')})\n" for one in made)
+    part = page.with_suffix(".md.part")
+    part.write_text(report.markdown(head, rows) + links, encoding="utf-8")
+    part.rename(page)
+    print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
 
 
 def moved_bytes(case):
@@ -173,6 +181,11 @@ def main():
         import compare
 
         print("\n".join(compare.compare(*options.compare)))
+        return
+    if options.page:
+        import report
+
+        write_page(*report.read(options.page))
         return
     if options.multiply:
         import multiply

@@ -1,5 +1,6 @@
 """Verifies contenders, then times them in turns."""
 
+import pathlib
 import statistics
 import time
 
@@ -21,6 +22,7 @@ def prepare_all(case, contenders, threads):
     skipped = {}
     for contender in contenders:
         try:
+            check_memory(case, contender)
             prepared = contender.prepare(case, inputs, threads)
             prepared.run()
             roundings = check_context(case, inputs, prepared.context())
@@ -35,6 +37,15 @@ def prepare_all(case, contenders, threads):
             continue
         ready[contender.name] = prepared
     return ready, skipped
+
+
+def check_memory(case, contender):
+    """Those that write all scores out, some copies of them, must not take the machine down with them."""
+    needed = 4 * 4 * case.batch * case.heads * case.queries * case.keys
+    meminfo = dict(line.split(":") for line in pathlib.Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    if getattr(contender, "writes_scores", False) and needed > available:
+        raise Unavailable(f"its scores would take some {needed / 2**30:.0f} GiB of {available / 2**30:.0f} free")
 
 
 def calls_per_turn(run):

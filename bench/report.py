@@ -27,7 +27,10 @@ def seconds_text(seconds):
 
 def read(path):
     """(head, rows) of a results file."""
-    lines = [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [json.loads(line) for line in pathlib.Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"bench: {path}: {error}") from error
     if not lines or lines[0].get("kind") != "head":
         raise SystemExit(f"bench: {path} is not a results file: its first line should be the head")
     return lines[0], [line for line in lines if line["kind"] == "case"]
@@ -71,7 +74,7 @@ def markdown(head, rows):
              "Made by `./dev bench`; do not edit. All contenders ran in the same process in turns, each after its result "
              "was checked against float64. Numbers are GFLOP/s of useful work (what a mask removes is not counted), "
              "medians; decode and six tokens are times. Ratios are medians over rounds of the two times of one round: "
-             "above 1, qkv is faster.", "",
+             "above 1, qkv is faster. A contender that takes more than three times the fastest's time has two turns.", "",
              f"Machine: {head['machine']}. {head['date']}, {head['revision']}.", "",
              "| contender | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in head["contenders"].items()]
@@ -95,7 +98,14 @@ def markdown(head, rows):
               f"Against the best peer of each case, geometric mean over {len(best)} cases: "
               f"{geometric_mean(best):.2f} ×; slower than it in {sum(value < 1 for value in best)}."]
     if against_torch:
-        lines += [f"Against torch, {len(against_torch)} cases: {geometric_mean(against_torch):.2f} ×."]
+        lines += [f"Against torch, {len(against_torch)} cases: {geometric_mean(against_torch):.2f} ×.", ""]
+        for work, title in (("forward", "forward"), ("backward", "forward + backward"), ("decode", "decode")):
+            for dtype in ("f32", "bf16", "f16"):
+                ratios = [row["results"]["torch"]["qkv_speedup"] for row in rows
+                          if row["work"] == work and row["dtype"] == dtype
+                          and "qkv_speedup" in row["results"].get("torch", {})]
+                if ratios:
+                    lines += [f"- {title}, {dtype}, {len(ratios)} cases: {geometric_mean(ratios):.2f} × torch"]
     wrong = [(row["case"], name, reason) for row in rows for name, reason in row["skipped"].items()
              if reason.startswith("wrong")]
     if wrong:

@@ -24,6 +24,7 @@ def to_jax(x):
 
 class Jax:
     name = "jax"
+    writes_scores = True
     version = jax.__version__
 
     def prepare(self, case, inputs, threads):  # noqa: ARG002

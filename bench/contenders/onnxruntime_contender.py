@@ -13,6 +13,7 @@ from . import Prepared, Unavailable
 
 
 class Operator:
+    writes_scores = True
     version = onnxruntime.__version__
 
     def __init__(self, name):

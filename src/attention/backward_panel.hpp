@@ -124,15 +124,16 @@ template <class A>
 
 /// The tile where these rows meet columns [column, column + columns); false when they need none of them.
 template <class A>
-[[nodiscard]] bool meet(const Problem& problem, const Sequence& sequence, const QueryTile<A>& rows, std::int64_t column,
-                        std::int64_t columns, const BackwardScratch<A>& scratch, Tile& tile) {
+[[nodiscard]] bool meet(const BackwardSetup<A>& setup, const Sequence& sequence, const QueryTile<A>& rows,
+                        std::int64_t column, std::int64_t columns, const BackwardScratch<A>& scratch, Tile& tile) {
+    const Problem& problem = setup.call.problem;
     if (columns <= 0 || column + columns <= rows.needed.begin || column >= rows.needed.end) {
         return false;
     }
     tile = {&sequence, rows.head, rows.row, rows.rows, column, columns, false};
     const Coverage covered = coverage(problem, tile);
     tile.full = covered == Coverage::full && !problem.masks_single_scores();
-    return covered != Coverage::none && prepare_mask(problem, tile, scratch.scores);
+    return covered != Coverage::none && prepare_mask(problem, setup.kernels, tile, scratch.scores);
 }
 
 /// Everything that the queries of one panel give and get.
@@ -170,7 +171,7 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
         bool loaded = false;
         for (QueryTile<A>& rows : tiles) {
             Tile tile;
-            if (!meet(problem, sequence, rows, column, columns, scratch, tile)) {
+            if (!meet(setup, sequence, rows, column, columns, scratch, tile)) {
                 continue;
             }
             if (!loaded) {

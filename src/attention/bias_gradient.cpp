@@ -116,9 +116,9 @@ void bias_item(const BackwardSetup<A>& setup, const BiasItems& items, const Bias
             for (std::int64_t row = item.rows.begin; row < last_row; row += kQueryTile) {
                 const std::int64_t tile_rows = std::min(kQueryTile, last_row - row);
                 bool loaded = false;
-                for_each_tile(problem, sequence, head, row, tile_rows, [&](const Tile& tile) {
+                for_each_tile(problem, sequence, head, row, tile_rows, [&](Tile tile) {
                     if (tile.column < item.columns.begin || tile.column >= item.columns.end ||
-                        !prepare_mask(problem, tile, scratch.scores)) {
+                        !prepare_mask(problem, setup.kernels, tile, scratch.scores)) {
                         return;
                     }
                     if (!loaded) {

@@ -244,12 +244,13 @@ private:
         };
         packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
             Coverage covered = Coverage::none;
-            const Tile tile = tile_of(head, query, count, covered);
+            Tile tile = tile_of(head, query, count, covered);
             const ScoreScratch<A> own = scores_from(span, at);
             unmasked = unmasked && tile.full;
             if (covered == Coverage::none) {
                 std::fill_n(own.allowed, count * kKeyTile, std::uint8_t{0});
-            } else if (prepare_mask(problem_, tile, own) && !keys.packed) {  // by the first head that needs them
+            } else if (prepare_mask(problem_, setup_.kernels, tile, own) &&
+                       !keys.packed) {  // by the first head that needs them
                 pack(setup_, packed.sequence, packed.kv_head, keys, span);
             }
         });

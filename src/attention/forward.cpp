@@ -24,8 +24,9 @@ void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A>& ke
 
 /// The tile of scores where these rows meet these keys; false when they need none of them.
 template <class A>
-[[nodiscard]] bool meet(const Problem& problem, const Sequence& sequence, const RowTile<A>& rows, std::int64_t column,
-                        const ForwardScratch<A>& scratch, Tile& tile) {
+[[nodiscard]] bool meet(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
+                        std::int64_t column, const ForwardScratch<A>& scratch, Tile& tile) {
+    const Problem& problem = setup.call.problem;
     if (column + kKeyTile <= rows.needed.begin || column >= rows.needed.end) {
         return false;
     }
@@ -33,7 +34,7 @@ template <class A>
     tile = {&sequence, rows.head, rows.row, queries, column, std::min(kKeyTile, rows.needed.end - column), false};
     const Coverage covered = coverage(problem, tile);
     tile.full = covered == Coverage::full && !problem.masks_single_scores();
-    if (covered == Coverage::none || !prepare_mask(problem, tile, scratch.scores)) {
+    if (covered == Coverage::none || !prepare_mask(problem, setup.kernels, tile, scratch.scores)) {
         return false;
     }
     if (rows.heads > 1) {  // what one may see, all may
@@ -138,7 +139,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
             std::int64_t column = panel;
             for (std::int64_t place = 0; place < kPanelTiles && column < end; ++place, column += kKeyTile) {
                 Tile tile;
-                if (meet(problem, sequence, rows, column, scratch, tile)) {
+                if (meet(setup, sequence, rows, column, scratch, tile)) {
                     KeyTile<A>& keys = tiles[place];
                     if (!keys.packed) {  // by the first rows that need them
                         keys.column = column;

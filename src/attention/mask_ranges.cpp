@@ -57,6 +57,14 @@ Coverage closed_form_coverage(const Tile& tile) {
     return tile.column >= last.begin && tile_end <= first.end ? Coverage::full : Coverage::partial;
 }
 
+/// Takes out of columns [begin, end) what `source` does not allow.
+inline void take_allowed(std::uint8_t* __restrict row, const std::uint8_t* __restrict source, std::int64_t step,
+                         std::int64_t begin, std::int64_t end) {
+    for (std::int64_t c = begin; c < end; ++c) {
+        row[c] &= source[c * step] != 0 ? 1 : 0;
+    }
+}
+
 }  // namespace
 
 Coverage coverage(const Problem& problem, const Tile& tile) {
@@ -106,11 +114,12 @@ bool KeyRanges::next(KeyRange& range) {
     return true;
 }
 
-bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed) {
+Coverage fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed) {
     const Sequence& sequence = *tile.sequence;
     const Mask& mask = problem.mask;
     std::memset(allowed, 0, static_cast<std::size_t>(tile.rows * kKeyTile));
     bool any = false;
+    bool all = true;
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         std::uint8_t* row = allowed + r * kKeyTile;
         const KeyRange range = row_columns(sequence, tile.row + r);
@@ -125,15 +134,21 @@ bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowe
         }
         if (mask.allowed_view) {
             const ConstTensorView& view = *mask.allowed_view;
-            const std::byte* source = view.at(sequence.batch, tile.head, sequence.query_start + tile.row + r,
-                                              sequence.key_start + tile.column);
-            for (std::int64_t c = begin; c < end; ++c) {
-                row[c] = row[c] != 0 && source[c * view.strides[3]] != std::byte{0} ? 1 : 0;
+            const auto* source = reinterpret_cast<const std::uint8_t*>(view.at(
+                sequence.batch, tile.head, sequence.query_start + tile.row + r, sequence.key_start + tile.column));
+            const std::int64_t step = view.strides[3];
+            // A whole row of a tile, whose length the compiler knows, takes a few vectors.
+            if (step == 1 && begin == 0 && end == kKeyTile) {
+                take_allowed(row, source, 1, 0, kKeyTile);
+            } else {
+                take_allowed(row, source, step, begin, end);
             }
         }
-        any = any || std::memchr(row + begin, 1, static_cast<std::size_t>(end - begin)) != nullptr;
+        const bool some = std::memchr(row, 1, static_cast<std::size_t>(tile.columns)) != nullptr;
+        any = any || some;
+        all = all && some && std::memchr(row, 0, static_cast<std::size_t>(tile.columns)) == nullptr;
     }
-    return any;
+    return !any ? Coverage::none : all ? Coverage::full : Coverage::partial;
 }
 
 }  // namespace qkv::detail

@@ -64,7 +64,7 @@ void for_each_tile(const Problem& problem, const Sequence& sequence, std::int64_
 [[nodiscard]] Coverage coverage(const Problem& problem, const Tile& tile);
 
 /// allowed[r · kKeyTile + c] ← 1 where row r may attend to column c of a tile that is not full, by everything but the
-/// bias and the score function; 0 elsewhere, up to kKeyTile columns. False when nothing is left.
-[[nodiscard]] bool fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed);
+/// bias and the score function; 0 elsewhere, up to kKeyTile columns. How much of the tile's rows and columns that is.
+[[nodiscard]] Coverage fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed);
 
 }  // namespace qkv::detail

@@ -66,8 +66,8 @@ void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const R
             states[r] = with_sinks(setup, rows.head, rows.state(r));
             references[r] = states[r].reference;
         }
-        for_each_tile(problem, sequence, rows.head, rows.row, rows.rows, [&](const Tile& tile) {
-            if (!prepare_mask(problem, tile, scratch.scores)) {
+        for_each_tile(problem, sequence, rows.head, rows.row, rows.rows, [&](Tile tile) {
+            if (!prepare_mask(problem, kernels, tile, scratch.scores)) {
                 return;
             }
             score(tile.column, tile.columns);

@@ -23,31 +23,55 @@ struct ScoreTrail {
     A* before_function = nullptr;  // before the score function
 };
 
-/// Decides which entries of the tile may be attended to, before anything is multiplied. False: none.
+/// scratch.bias ← the tile's bias, −∞ taken out of `allowed`; `covered` is what is left.
 template <class A>
-[[nodiscard]] bool prepare_mask(const Problem& problem, const Tile& tile, const ScoreScratch<A>& scratch) {
+void load_bias(const Problem& problem, const Kernels<A>& kernels, const Tile& tile, const ScoreScratch<A>& scratch,
+               Coverage& covered) {
+    const ConstTensorView& bias = *problem.mask.bias_view;
+    const Sequence& sequence = *tile.sequence;
+    const auto at = [&](std::int64_t r) {
+        return bias.at(sequence.batch, tile.head, sequence.query_start + tile.row + r,
+                       sequence.key_start + tile.column);
+    };
+    bool finite = false;
+    if (bias.strides[3] == 1) {
+        finite =
+            kernels.load(scratch.bias, kKeyTile, {at(0), bias.dtype, bias.strides[2], tile.rows}, tile.columns, A(1));
+    } else {
+        for (std::int64_t r = 0; r < tile.rows; ++r) {
+            load(scratch.bias + r * kKeyTile, at(r), bias.dtype, bias.strides[3], tile.columns);
+        }
+    }
+    if (finite) {
+        return;  // nothing is masked by it
+    }
+    std::uint8_t any = 0;
+    std::uint8_t all = 1;
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        for (std::int64_t c = 0; c < tile.columns; ++c) {
+            std::uint8_t& allowed = scratch.allowed[r * kKeyTile + c];
+            allowed &= scratch.bias[r * kKeyTile + c] != kMinusInfinity<A> ? 1 : 0;
+            any |= allowed;
+            all &= allowed;
+        }
+    }
+    covered = any == 0 ? Coverage::none : all == 0 ? Coverage::partial : Coverage::full;
+}
+
+/// Decides which entries of the tile may be attended to, before anything is multiplied; the tile is full from then on
+/// if that is all of them. False: none.
+template <class A>
+[[nodiscard]] bool prepare_mask(const Problem& problem, const Kernels<A>& kernels, Tile& tile,
+                                const ScoreScratch<A>& scratch) {
     if (tile.full) {
         return true;
     }
-    bool any = fill_allowed(problem, tile, scratch.allowed);
-    if (any && problem.mask.bias_view) {
-        const ConstTensorView& bias = *problem.mask.bias_view;
-        const Sequence& sequence = *tile.sequence;
-        any = false;
-        for (std::int64_t r = 0; r < tile.rows; ++r) {
-            A* row = scratch.bias + r * kKeyTile;
-            std::uint8_t* allowed = scratch.allowed + r * kKeyTile;
-            load(row,
-                 bias.at(sequence.batch, tile.head, sequence.query_start + tile.row + r,
-                         sequence.key_start + tile.column),
-                 bias.dtype, bias.strides[3], tile.columns);
-            for (std::int64_t c = 0; c < tile.columns; ++c) {
-                allowed[c] = allowed[c] != 0 && row[c] != kMinusInfinity<A> ? 1 : 0;
-                any = any || allowed[c] != 0;
-            }
-        }
+    Coverage covered = fill_allowed(problem, tile, scratch.allowed);
+    if (covered != Coverage::none && problem.mask.bias_view) {
+        load_bias(problem, kernels, tile, scratch, covered);
     }
-    return any;
+    tile.full = covered == Coverage::full && problem.score_function.apply == nullptr;
+    return covered != Coverage::none;
 }
 
 template <class A>
