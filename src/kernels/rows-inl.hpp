@@ -195,7 +195,11 @@ HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, 
     for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
         for (std::int64_t i = 0; i < width; i += 4) {
             float* at = to + i * to_stride + r;
-            if (r + kWidth<float> <= rows) {
+            if (r >= rows) {
+                for (std::int64_t column = 0; column < 4; ++column) {
+                    hn::Store(hn::Zero(Tag<float>()), Tag<float>(), at + column * to_stride);
+                }
+            } else if (r + kWidth<float> <= rows) {
                 TransposeFourColumns(at, to_stride, [&](std::int64_t row) HWY_ATTR { return four_at(r + row, i); });
             } else {
                 TransposeFourColumns(at, to_stride, [&](std::int64_t row) HWY_ATTR {
