@@ -7,7 +7,7 @@
     ./dev bench --multi-head                multi-head attention with its projections, beside eight ways of torch
     ./dev bench --training                  a small GPT that learns, beside torch eager and torch.compile
     ./dev bench --compare before.jsonl after.jsonl
-    ./dev bench --page results.jsonl        docs/benchmarks.md again from such a file
+    ./dev bench --page results.jsonl        docs/benchmarks.md again from such files
 """
 
 import argparse
@@ -36,8 +36,8 @@ def arguments():
     parser.add_argument("--out", type=pathlib.Path, help="results file, JSON lines (default bench/results/DATE.jsonl)")
     parser.add_argument("--list", action="store_true", help="list the cases and end")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
-    parser.add_argument("--page", type=pathlib.Path, metavar="RESULTS",
-                        help="write docs/benchmarks.md and its pictures from a results file; nothing is timed")
+    parser.add_argument("--page", type=pathlib.Path, nargs="+", metavar="RESULTS",
+                        help="write docs/benchmarks.md and its pictures from results files; nothing is timed")
     parser.add_argument("--multiply", action="store_true",
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
     parser.add_argument("--multi-head", action="store_true",
@@ -185,7 +185,7 @@ def main():
     if options.page:
         import report
 
-        write_page(*report.read(options.page))
+        write_page(*report.read_runs(options.page))
         return
     if options.multiply:
         import multiply

@@ -3,7 +3,6 @@ comparison of chapter 3 of "Build a Large Language Model (From Scratch)" lists, 
 
 import json
 import math
-import os
 import pathlib
 import statistics
 import subprocess
@@ -94,7 +93,7 @@ class Split(Way):
         return self.out(joined(self.weights(q, k) @ v))
 
 
-class Combined(Way):
+class Combined(Split):
     name = "3 one projection for all"
 
     def take(self, given):
@@ -103,10 +102,6 @@ class Combined(Way):
 
     def qkv(self, x):
         return (heads_first(part) for part in self.all(x).split(WIDTH, dim=-1))
-
-    def forward(self, x):
-        q, k, v = self.qkv(x)
-        return self.out(joined(self.weights(q, k) @ v))
 
 
 class Einsum(Split):
@@ -189,7 +184,7 @@ class Own:
     def __init__(self, program, threads):
         numbers = (BATCH, TOKENS, WIDTH, HEADS, SEED, threads)
         self.process = subprocess.Popen([program, *map(str, numbers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+                                        text=True)
 
     def say(self, line):
         self.process.stdin.write(f"{line}\n")

@@ -36,9 +36,17 @@ def read(path):
     return lines[0], [line for line in lines if line["kind"] == "case"]
 
 
+def read_runs(paths):
+    """(head of the first, with the heads of all as "runs"; rows of all, each with the number of its run)."""
+    found = [read(path) for path in paths]
+    return (found[0][0] | {"runs": [head for head, _ in found]},
+            [row | {"run": number} for number, (_, rows) in enumerate(found) for row in rows])
+
+
 def share_of_peak(head, row, one):
     """(text, limit) of what bounds the case: bytes for decode, else the arithmetic of its type."""
-    peaks = head["peaks"][str(row["threads"])]
+    run = head["runs"][row["run"]] if "runs" in head else head
+    peaks = run["peaks"][str(row["threads"])]
     if row["work"] == "decode":
         return one["gb_per_s"] / peaks["read_gb_per_s"], "read"
     if row["dtype"] == "bf16" and peaks["amx_bf16_gflops"]:
@@ -71,7 +79,7 @@ def table(head, rows, names):
 def markdown(head, rows):
     names = [name for name in head["contenders"] if any(name in row["results"] for row in rows)]
     lines = ["# Benchmarks", "",
-             "Made by `./dev bench`; do not edit. All contenders ran in the same process in turns, each after its result "
+             "Made by `./dev bench`; do not edit. All contenders of a case ran in the same process in turns, each after its result "
              "was checked against float64. Numbers are GFLOP/s of useful work (what a mask removes is not counted), "
              "medians; decode and six tokens are times. Ratios are medians over rounds of the two times of one round: "
              "above 1, qkv is faster. A contender that takes more than three times the fastest's time has two turns.", "",
@@ -79,8 +87,12 @@ def markdown(head, rows):
              "| contender | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in head["contenders"].items()]
     lines += [f"| {name} | not measured: {reason} |" for name, reason in head["missing"].items()]
-    for threads, peaks in head["peaks"].items():
-        lines += ["", f"Peaks measured in this run, {threads} thread{'s' if threads != '1' else ''}: "
+    runs = head.get("runs", [head])
+    for number, (threads, peaks) in ((number, item) for number, run in enumerate(runs) for item in run["peaks"].items()):
+        which = "this run" if len(runs) == 1 else (
+            f"run {number + 1} of {len(runs)} ({runs[number]['date']}, "
+            f"{sum(row['run'] == number for row in rows)} cases)")
+        lines += ["", f"Peaks measured in {which}, {threads} thread{'s' if threads != '1' else ''}: "
                   f"{peaks['fma_gflops']:.0f} GFLOP/s of float32 multiply-adds ({peaks['fma_set']}), "
                   + (f"{peaks['amx_bf16_gflops']:.0f} GFLOP/s of bf16 tiles (AMX), " if peaks["amx_bf16_gflops"] else "")
                   + f"{peaks['read_gb_per_s']:.1f} GB/s read, {peaks['sgemm_gflops']:.0f} GFLOP/s sgemm (torch)."]
@@ -119,6 +131,7 @@ def pictures(head, rows, folder):
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "qkv"  # the same picture has the same bytes
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +150,7 @@ def pictures(head, rows, folder):
         axes.grid(visible=True, which="major", alpha=0.3)
         axes.legend()
         made.append(folder / f"time-against-length-{dtype}.svg")
-        figure.savefig(made[-1], bbox_inches="tight")
+        figure.savefig(made[-1], bbox_inches="tight", metadata={"Date": None})
         pyplot.close(figure)
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     threads = str(max(row["threads"] for row in rows))
@@ -157,6 +170,6 @@ def pictures(head, rows, folder):
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend()
     made.append(folder / "roofline.svg")
-    figure.savefig(made[-1], bbox_inches="tight")
+    figure.savefig(made[-1], bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)
     return made
