@@ -125,9 +125,11 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
         A* weight = weights + r * kKeyTile;
         A* sums = softmax.sums + r * kLanes;
         Vec<A> x[kVectors];
-        auto largest = hn::Set(d, kMinusInfinity<A>);
         for (std::size_t v = 0; v < kVectors; ++v) {
             x[v] = hn::Load(d, score + static_cast<std::int64_t>(v) * kWidth<A>);
+        }
+        auto largest = x[0];
+        for (std::size_t v = 1; v < kVectors; ++v) {
             largest = hn::Max(largest, x[v]);
         }
         largest = kScaled ? hn::Mul(largest, factor) : largest;
