@@ -265,6 +265,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                 const float* value = rooms.back().data;
                 rooms.emplace_back(kernels.value_room(kValueDim));
                 tiles[tile].values = kernels.pack_values(rooms.back().data, value, kKeyTile, kValueDim);
+                tiles[tile].columns = kKeyTile;
             }
             struct Gathered {
                 Room<float> context{kQueryTile * padded(kValueDim)}, reference{kQueryTile}, sums{kQueryTile * kLanes};
@@ -278,7 +279,8 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             const Room<float> scores(kTiles * kQueryTile * kKeyTile);
             constexpr float kScale = 0.02F;
             const SoftmaxRows<float> softmax{together.reference.data, together.sums.data};
-            const AttendedRows<float> attended{queries, softmax, together.context.data, kScale, rows, kDim, kValueDim};
+            const AttendedRows<float> attended{queries, softmax,  together.context.data, {}, kScale, rows,
+                                               kDim,    kValueDim};
             kernels.attend(attended, tiles, kTiles, scores.data);
             std::int64_t moves = 0;
             for (const PackedKeys<float>& tile : tiles) {

@@ -128,7 +128,7 @@ struct BackwardScratch {
         trail = {carver.take<A>(problem.softcap > 0.0 ? scores_of_tile : 0),
                  carver.take<A>(problem.score_function.apply != nullptr ? scores_of_tile : 0)};
         scores = {carver.take<A>(scores_of_tile), carver.take<A>(problem.mask.bias_view ? scores_of_tile : 0),
-                  carver.take<std::uint8_t>(scores_of_tile)};
+                  carver.take<std::uint64_t>(kQueryTile)};
         d_bias = carver.take<double>(problem.mask.bias_view ? scores_of_tile : 0);
         tiles = carver.take<QueryTile<A>>(tile_count);
         query_room = kernels.query_room(problem.head_dim);
@@ -265,10 +265,7 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const Q
     const Kernels<A>& kernels = setup.kernels;
     A* scores = scratch.scores.scores;
     kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, problem.head_dim);
-    if (setup.product_scale != A(1)) {
-        kernels.scale(scores, tile.rows, setup.product_scale);
-    }
-    finish_scores(problem, kernels, tile, scratch.scores, scratch.trail);
+    finish_scores(problem, kernels, tile, scratch.scores, setup.product_scale, scratch.trail);
     kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, problem.value_dim);
     if (problem.dropout) {
         dropout_factors(kernels, problem, tile, scratch.factors);

@@ -227,8 +227,7 @@ private:
 
     [[nodiscard]] ScoreScratch<A> scores_from(const ForwardScratch<A>& span, std::int64_t row) const {
         return {span.scores.scores + row * kKeyTile,
-                problem_.mask.bias_view ? span.scores.bias + row * kKeyTile : nullptr,
-                span.scores.allowed + row * kKeyTile};
+                problem_.mask.bias_view ? span.scores.bias + row * kKeyTile : nullptr, span.scores.allowed + row};
     }
 
     /// Products and softmax of all packed rows at once; before and between them, each head minds its own mask.
@@ -248,7 +247,7 @@ private:
             const ScoreScratch<A> own = scores_from(span, at);
             unmasked = unmasked && tile.full;
             if (covered == Coverage::none) {
-                std::fill_n(own.allowed, count * kKeyTile, std::uint8_t{0});
+                std::fill_n(own.allowed, count, std::uint64_t{0});
             } else if (prepare_mask(problem_, setup_.kernels, tile, own) &&
                        !keys.packed) {  // by the first head that needs them
                 pack(setup_, packed.sequence, packed.kv_head, keys, span);
@@ -261,7 +260,7 @@ private:
         packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
             Coverage covered = Coverage::none;
             const Tile tile = tile_of(head, query, count, covered);
-            finish_scores(problem_, setup_.kernels, tile, scores_from(span, at));
+            finish_scores(problem_, setup_.kernels, tile, scores_from(span, at), setup_.product_scale);
             if (problem_.dropout) {
                 dropout_factors(setup_.kernels, problem_, tile, span.factors + at * kKeyTile);
             }

@@ -15,17 +15,17 @@ void attend(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A>& ke
             const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     multiply_query_key(setup, rows, keys, scratch);
-    finish_scores(problem, setup.kernels, tile, scratch.scores);
+    finish_scores(problem, setup.kernels, tile, scratch.scores, setup.product_scale);
     if (problem.dropout) {
         dropout_factors(setup.kernels, problem, tile, scratch.factors);
     }
     take_scores(setup, rows, keys, tile.full && tile.columns == keys.columns, scratch);
 }
 
-/// The tile of scores where these rows meet these keys; false when they need none of them.
+/// The tile of scores where these rows meet these keys, its mask in `scores`; false when they need none of them.
 template <class A>
 [[nodiscard]] bool meet(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows,
-                        std::int64_t column, const ForwardScratch<A>& scratch, Tile& tile) {
+                        std::int64_t column, const ScoreScratch<A>& scores, Tile& tile) {
     const Problem& problem = setup.call.problem;
     if (column + kKeyTile <= rows.needed.begin || column >= rows.needed.end) {
         return false;
@@ -34,13 +34,11 @@ template <class A>
     tile = {&sequence, rows.head, rows.row, queries, column, std::min(kKeyTile, rows.needed.end - column), false};
     const Coverage covered = coverage(problem, tile);
     tile.full = covered == Coverage::full && !problem.masks_single_scores();
-    if (covered == Coverage::none || !prepare_mask(problem, setup.kernels, tile, scratch.scores)) {
+    if (covered == Coverage::none || !prepare_mask(problem, setup.kernels, tile, scores)) {
         return false;
     }
     if (rows.heads > 1) {  // what one may see, all may
-        for (std::int64_t r = 1; !tile.full && r < rows.rows; ++r) {
-            std::copy_n(scratch.scores.allowed, kKeyTile, scratch.scores.allowed + r * kKeyTile);
-        }
+        std::fill_n(scores.allowed + 1, rows.rows - 1, *scores.allowed);
         tile.rows = rows.rows;
     }
     return true;
@@ -89,36 +87,83 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
     return count;
 }
 
-/// Whole tiles of keys that a tile of rows takes at once.
+/// Tiles of keys that a tile of rows takes at once.
 template <class A>
 class Run {
 public:
     Run(const ForwardSetup<A>& setup, const RowTile<A>& rows, const ForwardScratch<A>& scratch)
         : setup_(setup), rows_(rows), scratch_(scratch) {}
 
-    void add(const KeyTile<A>& keys) { tiles_[static_cast<std::size_t>(count_++)] = {keys.keys, keys.values}; }
+    /// Where the mask of the next tile is to be.
+    [[nodiscard]] ScoreScratch<A> next_scores() const { return scratch_.scores_of(count_); }
+
+    void add(const KeyTile<A>& keys, const Tile& tile) {
+        const auto at = static_cast<std::size_t>(count_++);
+        keys_[at] = {keys.keys, keys.values, keys.columns};
+        tiles_[at] = tile;
+        finished_ = finished_ && tile.full && tile.columns == kKeyTile;
+        if (count_ == setup_.kernels.attended_scores) {
+            take();
+        }
+    }
     void take() {
         if (count_ > 0) {
             const Problem& problem = setup_.call.problem;
-            setup_.kernels.attend({rows_.query,
-                                   {rows_.reference, rows_.sums},
-                                   rows_.context,
-                                   setup_.softmax_scale,
-                                   rows_.rows,
-                                   problem.head_dim,
-                                   problem.value_dim},
-                                  tiles_.data(), count_, scratch_.scores.scores);
+            setup_.kernels.attend(
+                {rows_.query,
+                 {rows_.reference, rows_.sums},
+                 rows_.context,
+                 {plain_scores(problem) && finished_ && setup_.product_scale == A(1) ? nullptr : finish, this},
+                 setup_.softmax_scale,
+                 rows_.rows,
+                 problem.head_dim,
+                 problem.value_dim},
+                keys_.data(), count_, scratch_.scores.scores);
             count_ = 0;
+            finished_ = true;
         }
     }
 
 private:
+    static void finish(void* with, std::int64_t number, A* products) {
+        const Run& run = *static_cast<const Run*>(with);
+        ScoreScratch<A> scores = run.scratch_.scores_of(number);
+        scores.scores = products;
+        finish_scores(run.setup_.call.problem, run.setup_.kernels, run.tiles_[static_cast<std::size_t>(number)], scores,
+                      run.setup_.product_scale);
+    }
+
     const ForwardSetup<A>& setup_;
     const RowTile<A>& rows_;
     const ForwardScratch<A>& scratch_;
-    std::array<kernels::PackedKeys<A>, static_cast<std::size_t>(kPanelTiles)> tiles_{};
+    std::array<kernels::PackedKeys<A>, static_cast<std::size_t>(kPanelTiles)> keys_{};
+    std::array<Tile, static_cast<std::size_t>(kPanelTiles)> tiles_{};
     std::int64_t count_ = 0;
+    bool finished_ = true;  // nothing of what is in it is masked
 };
+
+/// Whether no row of the tile can meet a value through a masked score that would not be 0 there.
+template <class A>
+[[nodiscard]] bool multiplies_all(const ForwardSetup<A>& setup, KeyTile<A>& keys, const Tile& tile,
+                                  const ForwardScratch<A>& scratch) {
+    if (tile.full && tile.columns == keys.columns) {
+        return true;
+    }
+    if (!keys.loaded_values) {
+        load_values(setup, keys, scratch);
+    }
+    return keys.finite_values;
+}
+
+/// Asks for what `meet` will read of the tile.
+template <class A>
+void fetch_mask(const ForwardSetup<A>& setup, const Sequence& sequence, const RowTile<A>& rows, std::int64_t column) {
+    const std::int64_t columns = std::min(kKeyTile, rows.needed.end - column);
+    if (columns > 0) {
+        fetch_mask(setup.call.problem,
+                   {&sequence, rows.head, rows.row, rows.rows / rows.heads, column, columns, false});
+    }
+}
 
 /// One item: panels of keys pass by, in ascending order, and each row tile takes the tiles it needs.
 template <class A>
@@ -138,8 +183,10 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
             Run<A> run(setup, rows, scratch);
             std::int64_t column = panel;
             for (std::int64_t place = 0; place < kPanelTiles && column < end; ++place, column += kKeyTile) {
+                const bool next_rows = place + 1 == kPanelTiles && &rows != &row_tiles.back();
+                fetch_mask(setup, sequence, next_rows ? (&rows)[1] : rows, next_rows ? panel : column + kKeyTile);
                 Tile tile;
-                if (meet(setup, sequence, rows, column, scratch, tile)) {
+                if (meet(setup, sequence, rows, column, run.next_scores(), tile)) {
                     KeyTile<A>& keys = tiles[place];
                     if (!keys.packed) {  // by the first rows that need them
                         keys.column = column;
@@ -147,10 +194,11 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                         keys.place = place;
                         pack(setup, sequence, first_head / problem.group, keys, scratch);
                     }
-                    if (setup.attends_at_once && tile.full && tile.columns == kKeyTile) {
-                        run.add(keys);
+                    if (setup.attends_at_once && multiplies_all(setup, keys, tile, scratch)) {
+                        run.add(keys, tile);
                     } else {
                         run.take();
+                        (void)meet(setup, sequence, rows, column, scratch.scores, tile);  // where attend looks
                         attend(setup, rows, keys, tile, scratch);
                     }
                 }

@@ -29,20 +29,23 @@ struct ForwardSetup {
         const Problem& problem = call.problem;
         const auto scale = static_cast<A>(problem.scale);
         const bool direct = plain_scores(problem) && scale > A(0);
-        attends_at_once = direct && !problem.dropout;
+        attends_at_once = !problem.dropout;
         (kernels.scales_queries ? query_scale : direct ? softmax_scale : product_scale) = scale;
     }
 
     const ForwardCall& call;
     const Kernels<A>& kernels;
     RowCut cut;
-    // Where the scale goes, the others are 1: into the queries; into the products; or, where nothing comes between,
-    // into the softmax. Of the last two the bits are the same.
+    // Where the scale goes, the others are 1: into the queries; into the products as they are finished; or, where
+    // nothing comes between, into the softmax. Of the last two the bits are the same.
     A query_scale = A(1);
     A product_scale = A(1);
     A softmax_scale = A(1);
-    /// Whether scores of a full tile go from the product into the softmax with nothing between, and nothing is drawn.
+    /// Whether nothing is drawn, so that one verb can do all.
     bool attends_at_once = false;
+
+    /// Tiles of scores that are at work at once.
+    [[nodiscard]] std::int64_t score_tiles() const { return attends_at_once ? kernels.attended_scores : 1; }
 };
 
 /// A tile of queries within an item, with what it has gathered so far: of one head, or one of each of some heads.
@@ -97,9 +100,9 @@ struct ForwardScratch {
           row_weights(carver.take<A>(kernels::kRowBlock * kKeyTile)),
           weights(carver.take<A>(kQueryTile * kKeyTile)),
           factors(carver.take<A>(setup.call.problem.dropout ? kQueryTile * kKeyTile : 0)),
-          scores{carver.take<A>((setup.attends_at_once ? setup.kernels.attended_scores : 1) * kQueryTile * kKeyTile),
-                 carver.take<A>(setup.call.problem.mask.bias_view ? kQueryTile * kKeyTile : 0),
-                 carver.take<std::uint8_t>(kQueryTile * kKeyTile)},
+          scores{carver.take<A>(setup.score_tiles() * kQueryTile * kKeyTile),
+                 carver.take<A>(setup.call.problem.mask.bias_view ? setup.score_tiles() * kQueryTile * kKeyTile : 0),
+                 carver.take<std::uint64_t>(setup.score_tiles() * kQueryTile)},
           query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
           query_room(setup.kernels.query_room(setup.call.problem.head_dim)),
           packed_query(carver.take<A>(setup.cut.row_tiles() * query_room)),
@@ -121,9 +124,9 @@ struct ForwardScratch {
     A* cleared;
     A* row_context;
     A* row_weights;
-    A* weights;  // (rows, kKeyTile), relative to the row's reference
-    A* factors;  // (rows, kKeyTile), dropout's
-    ScoreScratch<A> scores;
+    A* weights;              // (rows, kKeyTile), relative to the row's reference
+    A* factors;              // (rows, kKeyTile), dropout's
+    ScoreScratch<A> scores;  // of score_tiles()
     // Of all row tiles.
     A* query;  // (rows, padded D)
     std::int64_t query_room;
@@ -132,6 +135,10 @@ struct ForwardScratch {
     A* reference;
     A* sums;
 
+    [[nodiscard]] ScoreScratch<A> scores_of(std::int64_t tile) const {
+        const std::int64_t size = tile * kQueryTile * kKeyTile;
+        return {scores.scores + size, scores.bias + size, scores.allowed + tile * kQueryTile};
+    }
     [[nodiscard]] A* value_at(const KeyTile<A>& tile) const { return value + tile.place * kKeyTile * value_width; }
     [[nodiscard]] A* packed_value_at(const KeyTile<A>& tile) const { return packed_value + tile.place * value_room; }
 };
@@ -156,18 +163,6 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.finite_values = load_values(setup.kernels, scratch.value_at(tile), setup.call.problem, *tile.sequence,
                                      tile.kv_head, tile.column, tile.columns);
     tile.loaded_values = true;
-}
-
-/// Asks for rows that are wanted soon: a few queries wait for memory more than for anything else.
-inline void fetch(const Rows& rows, std::int64_t width) {
-    constexpr std::int64_t kLine = 64;
-    const std::int64_t bytes = width * size_of(rows.dtype);
-    for (std::int64_t r = 0; r < rows.rows; ++r) {
-        const std::byte* row = rows.data + r * rows.stride * size_of(rows.dtype);
-        for (std::int64_t at = 0; at < bytes; at += kLine) {
-            __builtin_prefetch(row + at, 0, 2);
-        }
-    }
 }
 
 /// Keys and values, once for all rows that need them.
@@ -195,14 +190,11 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
     tile.packed = true;
 }
 
-/// scratch.scores ← query · keyᵀ over the packed keys, all but softmax_scale in.
+/// scratch.scores ← query · keyᵀ over the packed keys, without product_scale and softmax_scale.
 template <class A>
 void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
                         const ForwardScratch<A>& scratch) {
     setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, setup.call.problem.head_dim);
-    if (setup.product_scale != A(1)) {
-        setup.kernels.scale(scratch.scores.scores, rows.rows, setup.product_scale);
-    }
 }
 
 /// context += weights · value, row by row, leaving out what is masked: 0 × NaN is NaN.

@@ -1,7 +1,6 @@
 #include "attention/mask_ranges.hpp"
 
 #include <algorithm>
-#include <cstring>
 
 namespace qkv::detail {
 
@@ -57,11 +56,36 @@ Coverage closed_form_coverage(const Tile& tile) {
     return tile.column >= last.begin && tile_end <= first.end ? Coverage::full : Coverage::partial;
 }
 
-/// Takes out of columns [begin, end) what `source` does not allow.
-inline void take_allowed(std::uint8_t* __restrict row, const std::uint8_t* __restrict source, std::int64_t step,
-                         std::int64_t begin, std::int64_t end) {
-    for (std::int64_t c = begin; c < end; ++c) {
-        row[c] &= source[c * step] != 0 ? 1 : 0;
+/// Bits of the columns whose blocks are on the list.
+std::uint64_t listed_bits(std::span<const std::int64_t> list, std::int64_t block, const Tile& tile) {
+    std::uint64_t bits = 0;
+    const std::int64_t end = tile.column + tile.columns;
+    for (std::int64_t key = tile.column; key < end;) {
+        const std::int64_t next = std::min(end, (key / block + 1) * block);
+        if (std::ranges::binary_search(list, key / block)) {
+            bits |= column_bits(next - tile.column) & ~column_bits(key - tile.column);
+        }
+        key = next;
+    }
+    return bits;
+}
+
+/// Leaves of the tile's words what the boolean mask allows.
+void keep_true(const ConstTensorView& view, const Tile& tile, KeepTrue keep, std::uint64_t* allowed) {
+    const Sequence& sequence = *tile.sequence;
+    const auto row = [&](std::int64_t r) {
+        return reinterpret_cast<const std::uint8_t*>(
+            view.at(sequence.batch, tile.head, sequence.query_start + tile.row + r, sequence.key_start + tile.column));
+    };
+    if (view.strides[3] == 1 && tile.columns == kKeyTile) {
+        return keep(allowed, row(0), view.strides[2], tile.rows);
+    }
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        std::uint8_t bytes[kKeyTile] = {};
+        for (std::int64_t c = 0; c < tile.columns; ++c) {
+            bytes[c] = row(r)[c * view.strides[3]];
+        }
+        keep(allowed + r, bytes, 0, 1);
     }
 }
 
@@ -114,41 +138,34 @@ bool KeyRanges::next(KeyRange& range) {
     return true;
 }
 
-Coverage fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed) {
-    const Sequence& sequence = *tile.sequence;
-    const Mask& mask = problem.mask;
-    std::memset(allowed, 0, static_cast<std::size_t>(tile.rows * kKeyTile));
-    bool any = false;
-    bool all = true;
-    for (std::int64_t r = 0; r < tile.rows; ++r) {
-        std::uint8_t* row = allowed + r * kKeyTile;
-        const KeyRange range = row_columns(sequence, tile.row + r);
-        const std::int64_t begin = std::clamp<std::int64_t>(range.begin - tile.column, 0, tile.columns);
-        const std::int64_t end = std::clamp<std::int64_t>(range.end - tile.column, begin, tile.columns);
-        std::memset(row + begin, 1, static_cast<std::size_t>(end - begin));
-        if (mask.block_list) {
-            const auto list = listed_blocks(problem, tile, tile.row + r);
-            for (std::int64_t c = begin; c < end; ++c) {
-                row[c] = std::ranges::binary_search(list, (tile.column + c) / mask.block_list->key_block) ? 1 : 0;
-            }
-        }
-        if (mask.allowed_view) {
-            const ConstTensorView& view = *mask.allowed_view;
-            const auto* source = reinterpret_cast<const std::uint8_t*>(view.at(
-                sequence.batch, tile.head, sequence.query_start + tile.row + r, sequence.key_start + tile.column));
-            const std::int64_t step = view.strides[3];
-            // A whole row of a tile, whose length the compiler knows, takes a few vectors.
-            if (step == 1 && begin == 0 && end == kKeyTile) {
-                take_allowed(row, source, 1, 0, kKeyTile);
-            } else {
-                take_allowed(row, source, step, begin, end);
-            }
-        }
-        const bool some = std::memchr(row, 1, static_cast<std::size_t>(tile.columns)) != nullptr;
-        any = any || some;
-        all = all && some && std::memchr(row, 0, static_cast<std::size_t>(tile.columns)) == nullptr;
+Coverage coverage_of(std::span<const std::uint64_t> allowed, std::int64_t columns) {
+    std::uint64_t any = 0;
+    std::uint64_t all = column_bits(columns);
+    for (const std::uint64_t word : allowed) {
+        any |= word;
+        all &= word;
     }
-    return !any ? Coverage::none : all ? Coverage::full : Coverage::partial;
+    return any == 0 ? Coverage::none : all == column_bits(columns) ? Coverage::full : Coverage::partial;
+}
+
+void fill_allowed(const Problem& problem, const Tile& tile, KeepTrue keep, std::uint64_t* allowed) {
+    const Mask& mask = problem.mask;
+    const bool inside = closed_form_coverage(tile) == Coverage::full;
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        allowed[r] = column_bits(tile.columns);
+        if (!inside) {
+            const KeyRange range = row_columns(*tile.sequence, tile.row + r);
+            const std::int64_t begin = std::clamp<std::int64_t>(range.begin - tile.column, 0, tile.columns);
+            const std::int64_t end = std::clamp<std::int64_t>(range.end - tile.column, begin, tile.columns);
+            allowed[r] &= column_bits(end) & ~column_bits(begin);
+        }
+        if (mask.block_list) {
+            allowed[r] &= listed_bits(listed_blocks(problem, tile, tile.row + r), mask.block_list->key_block, tile);
+        }
+    }
+    if (mask.allowed_view) {
+        keep_true(*mask.allowed_view, tile, keep, allowed);
+    }
 }
 
 }  // namespace qkv::detail

@@ -63,8 +63,19 @@ void for_each_tile(const Problem& problem, const Sequence& sequence, std::int64_
 /// The tile's coverage by closed-form masks and block lists.
 [[nodiscard]] Coverage coverage(const Problem& problem, const Tile& tile);
 
-/// allowed[r · kKeyTile + c] ← 1 where row r may attend to column c of a tile that is not full, by everything but the
-/// bias and the score function; 0 elsewhere, up to kKeyTile columns. How much of the tile's rows and columns that is.
-[[nodiscard]] Coverage fill_allowed(const Problem& problem, const Tile& tile, std::uint8_t* allowed);
+/// Of the first `count` columns of a tile.
+[[nodiscard]] constexpr std::uint64_t column_bits(std::int64_t count) noexcept {
+    return count >= kKeyTile ? ~std::uint64_t{0} : (std::uint64_t{1} << static_cast<unsigned>(count)) - 1;
+}
+
+/// How much of a tile of `columns` its rows' words leave.
+[[nodiscard]] Coverage coverage_of(std::span<const std::uint64_t> allowed, std::int64_t columns);
+
+/// The kernels' verb of the name.
+using KeepTrue = void (*)(std::uint64_t* allowed, const std::uint8_t* bytes, std::int64_t stride, std::int64_t rows);
+
+/// Bit c of allowed[r] ← whether row r may attend to column c of the tile, by everything but the bias and the score
+/// function; 0 past its columns.
+void fill_allowed(const Problem& problem, const Tile& tile, KeepTrue keep, std::uint64_t* allowed);
 
 }  // namespace qkv::detail

@@ -46,8 +46,8 @@ void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const R
         KeyTile<A> keys{column, columns};
         pack_keys(setup, sequence, kv_head, keys, scratch);
         multiply_query_key(setup, rows, keys, scratch);
-        if (setup.softmax_scale != A(1)) {
-            kernels.scale(scratch.scores.scores, rows.rows, setup.softmax_scale);
+        if (const A scale = setup.softmax_scale * setup.product_scale; scale != A(1)) {
+            kernels.scale(scratch.scores.scores, rows.rows, scale);
         }
     };
     const bool masked_scores = extras.scores && extras.scores_at == ScorePoint::masked;
@@ -71,7 +71,7 @@ void record_rows(const ForwardSetup<A>& setup, const Sequence& sequence, const R
                 return;
             }
             score(tile.column, tile.columns);
-            finish_scores(problem, kernels, tile, scratch.scores);
+            finish_scores(problem, kernels, tile, scratch.scores, A(1));
             if (masked_scores) {
                 recorder.put_tile(*extras.scores, tile, scratch.scores.scores);
             }

@@ -2,6 +2,8 @@
 // backward sees the very bits that forward saw.
 #pragma once
 
+#include <array>
+
 #include "attention/mask_ranges.hpp"
 #include "attention/tile.hpp"
 #include "core/exp.hpp"
@@ -12,8 +14,8 @@ namespace qkv::detail {
 template <class A>
 struct ScoreScratch {
     A* scores;
-    A* bias;                // the bias's values, where there is a bias
-    std::uint8_t* allowed;  // by fill_allowed, where the tile is not full
+    A* bias;                 // the bias's values, where there is a bias that does not lie well
+    std::uint64_t* allowed;  // (kQueryTile) by fill_allowed, where the tile is not full
 };
 
 /// What backward wants to see of the way; nullptr: not wanted.
@@ -23,55 +25,99 @@ struct ScoreTrail {
     A* before_function = nullptr;  // before the score function
 };
 
-/// scratch.bias ← the tile's bias, −∞ taken out of `allowed`; `covered` is what is left.
-template <class A>
-void load_bias(const Problem& problem, const Kernels<A>& kernels, const Tile& tile, const ScoreScratch<A>& scratch,
-               Coverage& covered) {
+/// The tile's part of the bias where it lies, if a kernel can read whole rows there; else no rows.
+[[nodiscard]] inline Rows bias_in_place(const Problem& problem, const Tile& tile) {
     const ConstTensorView& bias = *problem.mask.bias_view;
     const Sequence& sequence = *tile.sequence;
-    const auto at = [&](std::int64_t r) {
-        return bias.at(sequence.batch, tile.head, sequence.query_start + tile.row + r,
-                       sequence.key_start + tile.column);
-    };
-    bool finite = false;
-    if (bias.strides[3] == 1) {
-        finite =
-            kernels.load(scratch.bias, kKeyTile, {at(0), bias.dtype, bias.strides[2], tile.rows}, tile.columns, A(1));
-    } else {
-        for (std::int64_t r = 0; r < tile.rows; ++r) {
-            load(scratch.bias + r * kKeyTile, at(r), bias.dtype, bias.strides[3], tile.columns);
-        }
+    if (bias.strides[3] != 1 || tile.columns < kKeyTile) {
+        return {};
     }
-    if (finite) {
-        return;  // nothing is masked by it
+    return {bias.at(sequence.batch, tile.head, sequence.query_start + tile.row, sequence.key_start + tile.column),
+            bias.dtype, bias.strides[2], tile.rows};
+}
+
+/// The tile's part of the bias, of which load_bias has brought what does not lie well.
+template <class A>
+[[nodiscard]] Rows bias_rows(const Problem& problem, const Tile& tile, const ScoreScratch<A>& scratch) {
+    const Rows in_place = bias_in_place(problem, tile);
+    return in_place.data != nullptr
+               ? in_place
+               : Rows{reinterpret_cast<const std::byte*>(scratch.bias), dtype_of<A>, kKeyTile, tile.rows};
+}
+
+template <class A>
+void load_bias(const Problem& problem, const Tile& tile, const ScoreScratch<A>& scratch) {
+    if (bias_in_place(problem, tile).data != nullptr) {
+        return;
     }
-    std::uint8_t any = 0;
-    std::uint8_t all = 1;
+    const ConstTensorView& bias = *problem.mask.bias_view;
+    const Sequence& sequence = *tile.sequence;
     for (std::int64_t r = 0; r < tile.rows; ++r) {
-        for (std::int64_t c = 0; c < tile.columns; ++c) {
-            std::uint8_t& allowed = scratch.allowed[r * kKeyTile + c];
-            allowed &= scratch.bias[r * kKeyTile + c] != kMinusInfinity<A> ? 1 : 0;
-            any |= allowed;
-            all &= allowed;
+        A* row = scratch.bias + r * kKeyTile;
+        load(row,
+             bias.at(sequence.batch, tile.head, sequence.query_start + tile.row + r, sequence.key_start + tile.column),
+             bias.dtype, bias.strides[3], tile.columns);
+        std::fill(row + tile.columns, row + kKeyTile, A(0));
+    }
+}
+
+/// Asks for the tile's part of a [B, H, Tq, Tk] view, whose rows are far apart.
+inline void fetch(const ConstTensorView& view, const Tile& tile) {
+    const Sequence& sequence = *tile.sequence;
+    if (view.strides[3] == 1) {
+        fetch({view.at(sequence.batch, tile.head, sequence.query_start + tile.row, sequence.key_start + tile.column),
+               view.dtype, view.strides[2], view.strides[2] == 0 ? 1 : tile.rows},
+              tile.columns);
+    }
+}
+
+/// Asks for what prepare_mask will read of the tile.
+inline void fetch_mask(const Problem& problem, const Tile& tile) {
+    if (problem.mask.allowed_view) {
+        fetch(*problem.mask.allowed_view, tile);
+    }
+    if (problem.mask.bias_view) {
+        fetch(*problem.mask.bias_view, tile);
+    }
+}
+
+/// Whether the bias leaves anything of what is allowed; most often its first row says so.
+template <class A>
+[[nodiscard]] bool bias_leaves_any(const Problem& problem, const Kernels<A>& kernels, const Tile& tile,
+                                   const ScoreScratch<A>& scratch) {
+    Rows row = bias_rows(problem, tile, scratch);
+    row.rows = 1;
+    for (std::int64_t r = 0; r < tile.rows; ++r, row.data += row.stride * size_of(row.dtype)) {
+        std::uint64_t left = scratch.allowed[r];
+        kernels.keep_unmasked(&left, row);
+        if (left != 0) {
+            return true;
         }
     }
-    covered = any == 0 ? Coverage::none : all == 0 ? Coverage::partial : Coverage::full;
+    return false;
 }
 
 /// Decides which entries of the tile may be attended to, before anything is multiplied; the tile is full from then on
-/// if that is all of them. False: none.
+/// if that is known to be all of them. False: none. What a bias of −∞ masks is left to finish_scores.
 template <class A>
 [[nodiscard]] bool prepare_mask(const Problem& problem, const Kernels<A>& kernels, Tile& tile,
                                 const ScoreScratch<A>& scratch) {
     if (tile.full) {
         return true;
     }
-    Coverage covered = fill_allowed(problem, tile, scratch.allowed);
-    if (covered != Coverage::none && problem.mask.bias_view) {
-        load_bias(problem, kernels, tile, scratch, covered);
+    fill_allowed(problem, tile, kernels.keep_true, scratch.allowed);
+    const std::span<const std::uint64_t> words(scratch.allowed, static_cast<std::size_t>(tile.rows));
+    const Coverage covered = coverage_of(words, tile.columns);
+    tile.full = covered == Coverage::full && !problem.mask.bias_view && problem.score_function.apply == nullptr;
+    if (covered == Coverage::none || !problem.mask.bias_view) {
+        return covered != Coverage::none;
     }
-    tile.full = covered == Coverage::full && problem.score_function.apply == nullptr;
-    return covered != Coverage::none;
+    load_bias(problem, tile, scratch);
+    if (problem.score_function.apply != nullptr) {  // it may make something of −∞
+        kernels.keep_unmasked(scratch.allowed, bias_rows(problem, tile, scratch));
+        return coverage_of(words, tile.columns) != Coverage::none;
+    }
+    return bias_leaves_any(problem, kernels, tile, scratch);
 }
 
 template <class A>
@@ -108,19 +154,23 @@ template <class A>
     return value;
 }
 
-/// scratch.scores (rows, kKeyTile): scaled products q · k on entry, scores on return, −∞ where masked and past the
-/// tile's columns. From here on "masked" is read off the score: −∞.
+/// scratch.scores (rows, kKeyTile): products q · k that lack a factor on entry, scores on return, −∞ where masked and
+/// past the tile's columns. From here on "masked" is read off the score: −∞.
 template <class A>
 void finish_scores(const Problem& problem, const Kernels<A>& kernels, const Tile& tile, const ScoreScratch<A>& scratch,
-                   const ScoreTrail<A>& trail = {}) {
+                   A factor, const ScoreTrail<A>& trail = {}) {
     A* scores = scratch.scores;
     const std::int64_t count = tile.rows * kKeyTile;
+    const bool biased = problem.mask.bias_view && problem.softcap == 0.0;  // then the bias brings the factor
+    if (!biased && factor != A(1)) {
+        kernels.scale(scores, tile.rows, factor);
+    }
     cap_scores(problem, kernels, scores, tile.rows);
     if (trail.capped != nullptr) {
         std::copy(scores, scores + count, trail.capped);
     }
     if (problem.mask.bias_view) {
-        kernels.add(scores, scratch.bias, tile.rows);
+        kernels.add(scores, bias_rows(problem, tile, scratch), biased ? factor : A(1));
     }
     if (problem.mask.alibi_slopes) {
         const A slope = per_head_value<A>(*problem.mask.alibi_slopes, tile.sequence->batch, tile.head);
@@ -133,8 +183,12 @@ void finish_scores(const Problem& problem, const Kernels<A>& kernels, const Tile
         problem.score_function.apply(problem.score_function.user, public_tile(problem, tile, scores));
         kernels.enter();  // the function may itself have used, and given back, what enter sets up
     }
-    if (!tile.full || tile.columns < kKeyTile) {
-        kernels.mask(scores, tile.full ? nullptr : scratch.allowed, tile.rows, tile.columns);
+    if (!tile.full) {
+        kernels.mask(scores, scratch.allowed, tile.rows);
+    } else if (tile.columns < kKeyTile) {
+        std::array<std::uint64_t, kQueryTile> there;
+        there.fill(column_bits(tile.columns));
+        kernels.mask(scores, there.data(), tile.rows);
     }
 }
 

@@ -39,6 +39,19 @@ template <class A>
     return {view.at(batch, head, token, 0), view.dtype, view.strides[2], rows};
 }
 
+/// Asks for rows that are wanted soon: a few queries wait for memory more than for anything else.
+inline void fetch(const Rows& rows, std::int64_t width) {
+    constexpr std::int64_t kLine = 64;
+    __asm__ volatile("");  // GCC takes a function that only prefetches for one without effect, and leaves it out
+    const std::int64_t bytes = width * size_of(rows.dtype);
+    for (std::int64_t r = 0; r < rows.rows; ++r) {
+        const std::byte* row = rows.data + r * rows.stride * size_of(rows.dtype);
+        for (std::int64_t at = 0; at < bytes; at += kLine) {
+            __builtin_prefetch(row + at, 0, 2);
+        }
+    }
+}
+
 /// to (rows, padded width) ← tokens [token, token + rows) of one key/value head; `find` is key_rows or value_rows.
 /// Whether all are finite.
 template <class A, class Find>

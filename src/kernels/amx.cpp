@@ -377,7 +377,7 @@ bool AnyMoves(const float* scores, float scale, const float* reference, std::int
     return moved != 0;
 }
 
-/// Whole tiles of keys in three phases: all products of queries and keys, all softmaxes, all weights times values. The
+/// Tiles of keys in three phases: all products of queries and keys, all softmaxes, all weights times values. The
 /// unit changes hands three times instead of twelve, and blocks of the context stay in tiles over all the keys. Only
 /// where a row's reference moves, what its context has not taken in yet is taken in before.
 void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count,
@@ -387,7 +387,7 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
     TileProduct products[kMostAttended];
     for (std::int64_t i = 0; i < count; ++i) {
         MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, rows.head_dim);
-        products[i] = ValueProduct(scores + i * kTile, tiles[i].values, kKeyTile, rows.value_dim);
+        products[i] = ValueProduct(scores + i * kTile, tiles[i].values, tiles[i].columns, rows.value_dim);
     }
     std::int64_t taken = 0;
     const auto take = [&](std::int64_t until) HWY_ATTR {
@@ -399,6 +399,9 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
     };
     for (std::int64_t i = 0; i < count; ++i) {
         float* at = scores + i * kTile;
+        if (rows.finish.apply != nullptr) {
+            rows.finish.apply(rows.finish.with, i, at);
+        }
         if (i > taken && AnyMoves(at, rows.scale, rows.softmax.reference, rows.rows)) {
             take(i);
         }

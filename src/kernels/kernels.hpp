@@ -63,23 +63,32 @@ struct SoftmaxRows {
     A* sums;       // (rows, kLanes)
 };
 
+/// Makes scores of a tile's products; `number` is the tile's place in its call of `attend`.
+template <class A>
+struct FinishScores {
+    void (*apply)(void* with, std::int64_t number, A* products);  // nullptr: they are scores
+    void* with;
+};
+
 /// Rows of queries and what they gather, for `attend`.
 template <class A>
 struct AttendedRows {
     const A* queries;  // packed
     SoftmaxRows<A> softmax;
     A* context;  // (rows, padded(value_dim))
-    A scale;     // of the products, taken in by the softmax
+    FinishScores<A> finish;
+    A scale;  // of the scores, taken in by the softmax
     std::int64_t rows;
     std::int64_t head_dim;
     std::int64_t value_dim;
 };
 
-/// A whole tile of keys and their values, packed.
+/// A tile of keys and their values, packed. Scores past its columns are to be finished to −∞.
 template <class A>
 struct PackedKeys {
     const A* keys;
     const A* values;
+    std::int64_t columns;
 };
 
 /// Tiles that one call of `attend` takes.
@@ -133,9 +142,9 @@ struct Kernels {
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                        std::int64_t width);
 
-    /// Takes up to kMostAttended whole tiles of keys, in their order, into the rows' softmax and context:
-    /// multiply_keys, soften and add_values for each, with those verbs' bits. `scores` is room for `attended_scores`
-    /// tiles.
+    /// Takes up to kMostAttended tiles of keys, in their order, into the rows' softmax and context: multiply_keys,
+    /// what finishes the scores, soften and add_values for each, with those verbs' bits. `scores` is room for
+    /// `attended_scores` tiles, and more at a time are not taken.
     std::int64_t attended_scores;
     void (*attend)(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores);
 
@@ -164,12 +173,16 @@ struct Kernels {
 
     /// scores ← cap · tanh(scores / cap)
     void (*cap)(A* scores, std::int64_t rows, A cap);
-    /// scores ← scores + bias
-    void (*add)(A* scores, const A* bias, std::int64_t rows);
+    /// scores ← factor · scores + bias, the product rounded; −∞ where the bias is, even of NaN. kKeyTile numbers a row.
+    void (*add)(A* scores, const Rows& bias, A factor);
     /// scores ← scores − slope · |distance + r − c|
     void (*slope)(A* scores, std::int64_t rows, A slope, A distance);
-    /// scores ← −∞ where `allowed` is 0, and from column `columns` on. nullptr allows all.
-    void (*mask)(A* scores, const std::uint8_t* allowed, std::int64_t rows, std::int64_t columns);
+    /// scores ← −∞ where a row's word has bit c 0, for column c.
+    void (*mask)(A* scores, const std::uint64_t* allowed, std::int64_t rows);
+    /// allowed[r] loses the bits where a row's byte is 0; kKeyTile bytes a row, rows `stride` apart.
+    void (*keep_true)(std::uint64_t* allowed, const std::uint8_t* bytes, std::int64_t stride, std::int64_t rows);
+    /// allowed[r] loses the bits where a row's number is −∞; kKeyTile numbers a row.
+    void (*keep_unmasked)(std::uint64_t* allowed, const Rows& bias);
 
     // Softmax; tiles (rows, kKeyTile).
 

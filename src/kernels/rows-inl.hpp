@@ -1,6 +1,8 @@
 // Rows of stored numbers in and out, and their transpose.
 #pragma once
 
+#include <algorithm>
+
 #include "core/convert.hpp"
 #include "kernels/vector-inl.hpp"
 
@@ -35,6 +37,18 @@ HWY_INLINE Vec<A> LoadVector(const T* from) {
             const hn::Rebind<hwy::float16_t, Tag<A>> half;
             return hn::PromoteTo(d, hn::BitCast(half, bits));
         }
+    }
+}
+
+/// A vector of numbers that the instruction set may have to convert one by one.
+template <class A, class T>
+HWY_INLINE Vec<A> LoadNumbers(const T* from) {
+    if constexpr (kVectorised<A, T>) {
+        return LoadVector<A>(from);
+    } else {
+        alignas(64) A numbers[kWidth<A>];
+        std::transform(from, from + kWidth<A>, numbers, [](T x) { return detail::convert<A>(x); });
+        return hn::Load(Tag<A>(), numbers);
     }
 }
 

@@ -1,7 +1,7 @@
 // From products to scores to weights.
 #pragma once
 
-#include "kernels/vector-inl.hpp"
+#include "kernels/rows-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
@@ -25,11 +25,18 @@ void Scale(A* scores, std::int64_t rows, A factor) {
 }
 
 template <class A>
-void Add(A* scores, const A* bias, std::int64_t rows) {
+void Add(A* scores, const Rows& bias, A factor) {
     const Tag<A> d;
-    for (std::int64_t i = 0; i < rows * kKeyTile; i += kWidth<A>) {
-        hn::Store(hn::Add(hn::Load(d, scores + i), hn::Load(d, bias + i)), d, scores + i);
-    }
+    detail::with_storage(bias.dtype, bias.data, [&]<class T>(const T* from) HWY_ATTR {
+        for (std::int64_t r = 0; r < bias.rows; ++r, from += bias.stride, scores += kKeyTile) {
+            for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+                const auto add = LoadNumbers<A>(from + c);
+                const auto sum = hn::Add(hn::Mul(hn::Load(d, scores + c), hn::Set(d, factor)), add);
+                const auto masked = hn::Set(d, kMinusInfinity<A>);
+                hn::Store(hn::IfThenElse(hn::Eq(add, masked), masked, sum), d, scores + c);
+            }
+        }
+    });
 }
 
 template <class A>
@@ -46,36 +53,67 @@ void Slope(A* scores, std::int64_t rows, A slope, A distance) {
     }
 }
 
+/// Masks of a tile's row are words, bit c for column c.
+static_assert(kKeyTile == 64);
+
 template <class A>
-void Mask(A* scores, const std::uint8_t* allowed, std::int64_t rows, std::int64_t columns) {
+void Mask(A* scores, const std::uint64_t* allowed, std::int64_t rows) {
+    [[maybe_unused]] const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
-        A* row = scores + r * kKeyTile;
-        if (allowed != nullptr) {
-            for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-#if HWY_TARGET == HWY_SCALAR
-                row[c] = allowed[r * kKeyTile + c] != 0 ? row[c] : kMinusInfinity<A>;
-#else
-                const Tag<A> d;
-                const hn::Rebind<std::uint8_t, Tag<A>> d8;
-                const hn::RebindToSigned<Tag<A>> di;
-                const hn::Rebind<std::int32_t, Tag<A>> d32;
-                const auto bytes = hn::PromoteTo(d32, hn::LoadU(d8, allowed + r * kKeyTile + c));
-                const auto wide = [&]() HWY_ATTR {
-                    if constexpr (sizeof(A) == 8) {
-                        return hn::PromoteTo(di, bytes);
-                    } else {
-                        return bytes;
-                    }
-                }();
-                const auto off = hn::RebindMask(d, hn::Eq(wide, hn::Zero(di)));
-                hn::Store(hn::IfThenElse(off, hn::Set(d, kMinusInfinity<A>), hn::Load(d, row + c)), d, row + c);
-#endif
-            }
+        if (allowed[r] == ~std::uint64_t{0}) {
+            continue;
         }
-        for (std::int64_t c = columns; c < kKeyTile; ++c) {
-            row[c] = kMinusInfinity<A>;
+        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
+            const std::uint64_t here = allowed[r] >> static_cast<unsigned>(c);
+            A* at = scores + r * kKeyTile + c;
+#if HWY_TARGET == HWY_SCALAR
+            *at = (here & 1U) != 0 ? *at : kMinusInfinity<A>;
+#else
+            const auto kept = hn::LoadMaskBits(d, reinterpret_cast<const std::uint8_t*>(&here));
+            hn::Store(hn::IfThenElse(kept, hn::Load(d, at), hn::Set(d, kMinusInfinity<A>)), d, at);
+#endif
         }
     }
+}
+
+/// Bit c: what where(c), a mask of T's vectors, says of kKeyTile columns.
+template <class T, class Where>
+HWY_INLINE std::uint64_t BitsWhere(const Where& where) {
+    std::uint64_t bits = 0;
+    for (std::int64_t c = 0; c < kKeyTile; c += kWidth<T>) {
+        std::uint64_t here = 0;
+#if HWY_TARGET == HWY_SCALAR
+        here = hn::AllTrue(Tag<T>(), where(c)) ? 1 : 0;
+#elif HWY_TARGET == HWY_AVX3
+        here = where(c).raw;  // stored in two bytes and read as eight, it would wait for the store
+#else
+        (void)hn::StoreMaskBits(Tag<T>(), where(c), reinterpret_cast<std::uint8_t*>(&here));
+        if constexpr (kWidth<T> < kKeyTile) {
+            here &= (std::uint64_t{1} << static_cast<unsigned>(kWidth<T>)) - 1;  // beyond, anything
+        }
+#endif
+        bits |= here << static_cast<unsigned>(c);
+    }
+    return bits;
+}
+
+inline void KeepTrue(std::uint64_t* allowed, const std::uint8_t* bytes, std::int64_t stride, std::int64_t rows) {
+    const Tag<std::uint8_t> d;
+    for (std::int64_t r = 0; r < rows; ++r, bytes += stride) {
+        allowed[r] &= BitsWhere<std::uint8_t>([&](std::int64_t c)
+                                                  HWY_ATTR { return hn::Ne(hn::LoadU(d, bytes + c), hn::Zero(d)); });
+    }
+}
+
+template <class A>
+void KeepUnmasked(std::uint64_t* allowed, const Rows& bias) {
+    const auto masked = hn::Set(Tag<A>(), kMinusInfinity<A>);
+    detail::with_storage(bias.dtype, bias.data, [&]<class T>(const T* from) HWY_ATTR {
+        for (std::int64_t r = 0; r < bias.rows; ++r, from += bias.stride) {
+            allowed[r] &=
+                BitsWhere<A>([&](std::int64_t c) HWY_ATTR { return hn::Ne(LoadNumbers<A>(from + c), masked); });
+        }
+    });
 }
 
 /// How weights are computed and kept: as exactly as A goes.

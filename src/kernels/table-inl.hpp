@@ -45,9 +45,12 @@ template <class A>
 void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
         MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, rows.head_dim);
+        if (rows.finish.apply != nullptr) {
+            rows.finish.apply(rows.finish.with, tile, scores);
+        }
         Soften<A, ExactWeights<A>>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
                                    rows.rows);
-        AddValues(rows.context, scores, tiles[tile].values, rows.rows, kKeyTile, rows.value_dim);
+        AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
     }
 }
 
@@ -102,6 +105,8 @@ constexpr Kernels<A> MakeTable() {
             .add = Add<A>,
             .slope = Slope<A>,
             .mask = Mask<A>,
+            .keep_true = KeepTrue,
+            .keep_unmasked = KeepUnmasked<A>,
             .soften = Soften<A, ExactWeights<A>>,
             .draw_factors = DrawFactors<A>,
             .weigh = Weigh<A, ExactWeights<A>>,
