@@ -13,48 +13,16 @@
 #include <span>
 #include <vector>
 
-#include "kernels/kernels.hpp"
 #include "qkv/error.hpp"
 #include "qkv/runtime.hpp"
+#include "support/kernels.hpp"
 
 namespace qkv::kernels {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-std::vector<InstructionSet> available() {
-    std::vector<InstructionSet> sets;
-    for (const InstructionSetInfo& info : instruction_sets()) {
-        if (info.available) {
-            sets.push_back(info.set);
-        }
-    }
-    return sets;
-}
-
-/// Room aligned as the kernels want it.
-template <class T>
-struct Room {
-    explicit Room(std::int64_t count) : bytes(static_cast<std::size_t>(count) * sizeof(T) + 64) {
-        const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
-        data = reinterpret_cast<T*>(bytes.data() + (64 - address % 64) % 64);
-    }
-    std::vector<std::byte> bytes;
-    T* data;
-};
-
-template <class T>
-void fill(const Room<T>& room, std::int64_t count, std::uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::normal_distribution<float> normal;
-    for (std::int64_t i = 0; i < count; ++i) {
-        room.data[i] = static_cast<T>(normal(random));
-    }
-}
-
-class EverySet : public testing::TestWithParam<InstructionSet> {};
-INSTANTIATE_TEST_SUITE_P(Kernels, EverySet, testing::ValuesIn(available()),
-                         [](const auto& set) { return std::string(name(set.param)); });
+INSTANTIATE_TEST_SUITE_P(Kernels, EverySet, testing::ValuesIn(available()), name_of);
 
 /// Calls check(x, exp as the table has it) for every float, or every so many.
 template <class Check>
@@ -145,7 +113,7 @@ TEST_P(EverySet, ProductsOfForwardAreTheProducts) {
             fill(right, kKeyTile * width, 2);
             fill(weights, rows * kKeyTile, 3);
             std::fill_n(sums.data, rows * width, 100.0F);
-            const float* keys = kernels.pack_keys(packed.data, right.data, kKeyTile, width);
+            const float* keys = kernels.pack_keys(packed.data, loaded(right.data, kKeyTile, width), width, {});
             kernels.multiply_keys(scores.data, left.data, keys, rows, width);
             kernels.add_values(sums.data, weights.data, right.data, rows, kColumns, width);
             for (std::int64_t r = 0; r < rows; ++r) {
@@ -214,8 +182,8 @@ TEST_P(EverySet, SumsOfBackwardAreTheProducts) {
                 const std::vector<float> kept(left.data, left.data + kQueryTile * kKeyTile);
                 kernels.round_weights(left.data, rows);
                 kernels.add_values(context.data, left.data,
-                                   kernels.pack_values(values.data, right.data, kColumns, width), rows, kColumns,
-                                   width);
+                                   kernels.pack_values(values.data, loaded(right.data, kColumns, width), width), rows,
+                                   kColumns, width);
                 for (std::int64_t r = 0; r < rows; ++r) {
                     for (std::int64_t i = 0; i < width; ++i) {
                         float expected = 0;
@@ -248,7 +216,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             };
             const Room<float> query(kQueryTile * across), query_room(kernels.query_room(kDim));
             whole(query, kQueryTile, kDim, 3);
-            const float* queries = kernels.pack_queries(query_room.data, query.data, rows, kDim);
+            const float* queries = kernels.pack_queries(query_room.data, loaded(query.data, rows, kDim), kDim);
             std::vector<Room<float>> rooms;
             PackedKeys<float> tiles[kTiles];
             for (std::int64_t tile = 0; tile < kTiles; ++tile) {
@@ -259,12 +227,13 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                 }
                 const float* key = rooms.back().data;
                 rooms.emplace_back(kernels.key_room(kDim));
-                tiles[tile].keys = kernels.pack_keys(rooms.back().data, key, kKeyTile, kDim);
+                tiles[tile].keys = kernels.pack_keys(rooms.back().data, loaded(key, kKeyTile, kDim), kDim, {});
                 rooms.emplace_back(kKeyTile * value_across);
                 whole(rooms.back(), kKeyTile, kValueDim, 2 + tile);
                 const float* value = rooms.back().data;
                 rooms.emplace_back(kernels.value_room(kValueDim));
-                tiles[tile].values = kernels.pack_values(rooms.back().data, value, kKeyTile, kValueDim);
+                tiles[tile].values =
+                    kernels.pack_values(rooms.back().data, loaded(value, kKeyTile, kValueDim), kValueDim);
                 tiles[tile].columns = kKeyTile;
             }
             struct Gathered {
@@ -299,54 +268,6 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             EXPECT_TRUE(same(together.reference, apart.reference, rows) && same(together.sums, apart.sums, rows * 16));
         }
     }
-}
-
-template <class T>
-void check_rows(const Kernels<float>& kernels) {
-    std::mt19937 random(3);
-    for (const std::int64_t width : {1, 3, 8, 15, 16, 17, 33, 64, 70}) {
-        constexpr std::int64_t kRows = 5;
-        const std::int64_t stride = width + 3;
-        std::vector<T> stored(static_cast<std::size_t>(kRows * stride));
-        for (T& value : stored) {
-            value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
-        }
-        const Room<float> rows(kRows * padded(width)), room(kernels.key_room(width));
-        const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
-        EXPECT_TRUE(kernels.load(rows.data, padded(width), from, width, 1.0F));
-        const float* transposed = kernels.pack_keys(room.data, rows.data, kRows, width);
-        std::vector<T> back(static_cast<std::size_t>(width));
-        for (std::int64_t r = 0; r < kRows; ++r) {
-            for (std::int64_t i = 0; i < padded(width); ++i) {
-                const float expected =
-                    i < width ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F;
-                ASSERT_EQ(rows.data[r * padded(width) + i], expected) << width;
-                if (i < width) {
-                    ASSERT_EQ(transposed[i * kKeyTile + r], expected) << width;
-                    ASSERT_EQ(transposed[i * kKeyTile + kRows], 0.0F) << width;
-                }
-            }
-            const float one = 1.0F;
-            kernels.store({reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, width, 1},
-                          rows.data + r * padded(width), width, &one, 0);
-            for (std::int64_t i = 0; i < width; ++i) {
-                ASSERT_EQ(static_cast<float>(back[static_cast<std::size_t>(i)]), rows.data[r * padded(width) + i]);
-            }
-        }
-        for (const float bad : {kInfinity, -kInfinity, std::nanf("")}) {
-            std::vector<T> poisoned = stored;
-            poisoned[static_cast<std::size_t>(3 * stride + width - 1)] = static_cast<T>(bad);
-            const Rows other{reinterpret_cast<const std::byte*>(poisoned.data()), dtype_of<T>, stride, kRows};
-            EXPECT_FALSE(kernels.load(rows.data, padded(width), other, width, 1.0F)) << width;
-        }
-    }
-}
-
-TEST_P(EverySet, RowsComeInAndGoOutAsTheyAre) {
-    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
-    check_rows<float>(kernels);
-    check_rows<BFloat16>(kernels);
-    check_rows<Float16>(kernels);
 }
 
 TEST_P(EverySet, StoresRowsWithTheirFactors) {

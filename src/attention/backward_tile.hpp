@@ -213,7 +213,7 @@ QueryTile<A>& load_query_side(const BackwardSetup<A>& setup, const Sequence& seq
     const auto pack = [&](const Rows& from, std::int64_t width, A factor, A* to, A* room, std::int64_t form_room,
                           const A*& form, const A*& sums) {
         const bool finite = kernels.load(to, kernels::padded(width), from, width, factor);
-        form = kernels.pack_queries(room, to, rows, width);
+        form = kernels.pack_queries(room, kernels::loaded(to, rows, width), width);
         sums = finite ? kernels.pack_query_sums(room + form_room, to, rows, width) : nullptr;
     };
     QueryTile<A>& tile = scratch.tiles[number];
@@ -239,13 +239,17 @@ void load_key_side(const BackwardSetup<A>& setup, const Sequence& sequence, std:
     const Kernels<A>& kernels = setup.kernels;
     scratch.finite_key = load_keys(kernels, scratch.key, problem, sequence, kv_head, column, columns);
     load_values(kernels, scratch.value, problem, sequence, kv_head, column, columns);
-    scratch.key_form = kernels.pack_keys(scratch.packed_key, scratch.key, columns, problem.head_dim);
-    scratch.value_form = kernels.pack_keys(scratch.packed_value, scratch.value, columns, problem.value_dim);
+    const auto form = [&](A* room, const A* rows, std::int64_t width) {
+        return kernels.pack_keys(room, kernels::loaded(rows, columns, width), width, {});
+    };
+    scratch.key_form = form(scratch.packed_key, scratch.key, problem.head_dim);
+    scratch.value_form = form(scratch.packed_value, scratch.value, problem.value_dim);
     if (!scratch.finite_key) {
         clean(scratch.clean_key, scratch.key, columns * scratch.key_width);
     }
-    scratch.key_values = kernels.pack_values(
-        scratch.packed_key_values, scratch.finite_key ? scratch.key : scratch.clean_key, columns, problem.head_dim);
+    const A* keys = scratch.finite_key ? scratch.key : scratch.clean_key;
+    scratch.key_values = kernels.pack_values(scratch.packed_key_values,
+                                             kernels::loaded(keys, columns, problem.head_dim), problem.head_dim);
 }
 
 /// Sets every entry whose score is −∞ to 0, whatever arithmetic on masked numbers has left there.

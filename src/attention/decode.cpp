@@ -210,8 +210,9 @@ private:
     }
 
     [[nodiscard]] const A* pack_queries(std::int64_t rows, std::int64_t from, const ForwardScratch<A>& scratch) const {
-        return setup_.kernels.pack_queries(scratch.packed_query, scratch.query + from * scratch.key_width, rows,
-                                           problem_.head_dim);
+        return setup_.kernels.pack_queries(
+            scratch.packed_query, kernels::loaded(scratch.query + from * scratch.key_width, rows, problem_.head_dim),
+            problem_.head_dim);
     }
 
     /// One span by itself.

@@ -54,14 +54,17 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
     const auto start = [&](std::int64_t head, std::int64_t row, const Rows& from, std::int64_t stacked) {
         const std::int64_t at = count * kQueryTile;
         RowTile<A>& tile = scratch.tiles[count];
-        A* query = scratch.query + at * scratch.key_width;
-        setup.kernels.load(query, scratch.key_width, from, problem.head_dim, setup.query_scale);
+        Rows query = from;
+        if (setup.kernels.scales_queries || !setup.kernels.packs(from, problem.head_dim)) {
+            A* room = scratch.query + at * scratch.key_width;
+            setup.kernels.load(room, scratch.key_width, from, problem.head_dim, setup.query_scale);
+            query = kernels::loaded(room, from.rows, problem.head_dim);
+        }
         tile = {head,
                 row,
                 from.rows,
                 needed_keys(sequence, row, from.rows / stacked),
-                setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, from.rows,
-                                           problem.head_dim),
+                setup.kernels.pack_queries(scratch.packed_query + count * scratch.query_room, query, problem.head_dim),
                 scratch.context + at * scratch.value_width,
                 scratch.reference + at,
                 scratch.sums + at * kernels::kLanes,

@@ -145,16 +145,15 @@ struct ForwardScratch {
 
 template <class A>
 void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
-               const ForwardScratch<A>& scratch) {
+               const ForwardScratch<A>& scratch, const kernels::Ahead& ahead = {}) {
     const Problem& problem = setup.call.problem;
-    const A* rows = rows_in_place<A>(key_rows(problem, sequence, kv_head, tile.column, tile.columns), tile.columns,
-                                     problem.head_dim);
-    if (rows == nullptr) {
+    Rows rows = key_rows(problem, sequence, kv_head, tile.column, tile.columns);
+    if (rows.rows < tile.columns || !setup.kernels.packs(rows, problem.head_dim)) {
         load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
-        rows = scratch.key;
+        rows = kernels::loaded(scratch.key, tile.columns, problem.head_dim);
     }
-    tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, rows, tile.columns,
-                                        problem.head_dim);
+    tile.keys =
+        setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, rows, problem.head_dim, ahead);
 }
 
 /// scratch.value_at(tile) ← its values, and whether they are finite.
@@ -165,28 +164,28 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.loaded_values = true;
 }
 
-/// Keys and values, once for all rows that need them.
+/// Keys and values, once for all rows that need them. While the keys are packed, the values and the next tile's keys
+/// are asked for: a few queries wait for memory more than for anything else.
 template <class A>
 void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
           const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
-    fetch(value_rows(problem, sequence, kv_head, tile.column, tile.columns), problem.value_dim);
+    kernels::Ahead ahead;
     const std::int64_t next = tile.column + tile.columns;
-    if (next < sequence.end_key) {
-        fetch(key_rows(problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next)),
-              problem.head_dim);
-    }
-    pack_keys(setup, sequence, kv_head, tile, scratch);
+    for_each_run(value_rows, problem, sequence, kv_head, tile.column, tile.columns,
+                 [&](const Rows& rows) { ahead.add(rows, problem.value_dim); });
+    for_each_run(key_rows, problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next),
+                 [&](const Rows& rows) { ahead.add(rows, problem.head_dim); });
+    pack_keys(setup, sequence, kv_head, tile, scratch, ahead);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
-    const A* rows = rows_in_place<A>(value_rows(problem, sequence, kv_head, tile.column, tile.columns), tile.columns,
-                                     problem.value_dim);
-    tile.loaded_values = rows == nullptr;
+    Rows rows = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
+    tile.loaded_values = rows.rows < tile.columns || !setup.kernels.packs(rows, problem.value_dim);
     if (tile.loaded_values) {
         load_values(setup, tile, scratch);
-        rows = scratch.value_at(tile);
+        rows = kernels::loaded(scratch.value_at(tile), tile.columns, problem.value_dim);
     }
-    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), rows, tile.columns, problem.value_dim);
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), rows, problem.value_dim);
     tile.packed = true;
 }
 
@@ -206,15 +205,16 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
     for (std::int64_t r = 0; r < rows.rows; ++r) {
         clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
                           scratch.scores.scores + r * kKeyTile, 1);
-        const A* values =
-            setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.cleared, keys.columns, value_dim);
+        const A* values = setup.kernels.pack_values(
+            scratch.packed_value_at(keys), kernels::loaded(scratch.cleared, keys.columns, value_dim), value_dim);
         std::copy_n(rows.context + r * width, width, scratch.row_context);
         std::copy_n(scratch.weights + r * kKeyTile, kKeyTile, scratch.row_weights);
         setup.kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
         std::copy_n(scratch.row_context, width, rows.context + r * width);
     }
     // The room may hold what the last row was shown.
-    (void)setup.kernels.pack_values(scratch.packed_value_at(keys), scratch.value_at(keys), keys.columns, value_dim);
+    (void)setup.kernels.pack_values(scratch.packed_value_at(keys),
+                                    kernels::loaded(scratch.value_at(keys), keys.columns, value_dim), value_dim);
 }
 
 /// Takes finished scores over packed keys into the rows' softmax and context (Dao 2023, algorithm 1, lines 9 and 10).

@@ -52,30 +52,31 @@ inline void fetch(const Rows& rows, std::int64_t width) {
     }
 }
 
+/// Visits the runs of rows in which tokens [token, token + rows) of one key/value head lie; `find` is key_rows or
+/// value_rows.
+template <class Find, class Visit>
+void for_each_run(const Find& find, const Problem& problem, const Sequence& sequence, std::int64_t kv_head,
+                  std::int64_t token, std::int64_t rows, const Visit& visit) {
+    while (rows > 0) {
+        const Rows found = find(problem, sequence, kv_head, token, rows);
+        visit(found);
+        token += found.rows;
+        rows -= found.rows;
+    }
+}
+
 /// to (rows, padded width) ← tokens [token, token + rows) of one key/value head; `find` is key_rows or value_rows.
 /// Whether all are finite.
 template <class A, class Find>
 bool load_tokens(const Kernels<A>& kernels, A* to, const Find& find, const Problem& problem, const Sequence& sequence,
                  std::int64_t kv_head, std::int64_t token, std::int64_t rows, std::int64_t width) {
     bool finite = true;
-    while (rows > 0) {
-        const Rows found = find(problem, sequence, kv_head, token, rows);
+    for_each_run(find, problem, sequence, kv_head, token, rows, [&](const Rows& found) {
         finite = kernels.load(to, kernels::padded(width), found, width, A(1)) && finite;
         to += found.rows * kernels::padded(width);
-        token += found.rows;
-        rows -= found.rows;
-    }
+    });
     return finite;
 }
-/// Stored rows that are as `load` would leave them, to be used where they lie; else nullptr.
-template <class A>
-[[nodiscard]] const A* rows_in_place(const Rows& rows, std::int64_t wanted, std::int64_t width) {
-    const bool as_loaded = rows.dtype == dtype_of<A> && rows.rows == wanted && rows.stride == width &&
-                           width == kernels::padded(width) &&
-                           reinterpret_cast<std::uintptr_t>(rows.data) % Carver::kAlignment == 0;
-    return as_loaded ? reinterpret_cast<const A*>(rows.data) : nullptr;
-}
-
 template <class A>
 bool load_keys(const Kernels<A>& kernels, A* to, const Problem& problem, const Sequence& sequence, std::int64_t kv_head,
                std::int64_t token, std::int64_t rows) {

@@ -12,6 +12,7 @@
 // Blocks of 2 × 2 accumulators: four products for two and two loads.
 #include <hwy/detect_targets.h>
 
+#include <algorithm>
 #include <span>
 
 #include "kernels/tables.hpp"
@@ -163,54 +164,77 @@ void MultiplyTileRows(float* c, std::int64_t c_stride, const TileProduct& produc
 std::int64_t PairedRoom(std::int64_t width) { return kKeyTile * steps_of(width) * kPairs; }
 std::int64_t ValueRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
 
-/// The upper halves of 16 floats that a bf16 was read into: pairs of them, as 32-bit numbers.
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<Tag<float>>> Bits(const float* from) {
-    const hn::RebindToUnsigned<Tag<float>> du;
-    return hn::BitCast(du, hn::Load(Tag<float>(), from));
+// What is packed is stored in 16 bits, or floats that were read from such, their lower halves 0. Sixteen(row, i, width)
+// are numbers i to i + 15 of a row, 0 from `width` on.
+HWY_INLINE __m256i Sixteen(const std::uint16_t* row, std::int64_t i, std::int64_t width) {
+    const std::int64_t left = std::clamp<std::int64_t>(width - i, 0, 16);
+    return _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1U << static_cast<unsigned>(left)) - 1U), row + i);
+}
+HWY_INLINE __m256i Sixteen(const float* row, std::int64_t i, std::int64_t width) {
+    return i < width ? _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_loadu_si512(row + i), 16)) : __m256i{};
 }
 
-/// room (kQueryTile, 32 steps) ← rows as 16-bit numbers, 0 past width and count.
-void PackRows(float* room, const float* rows, std::int64_t count, std::int64_t width) {
-    const hn::RebindToUnsigned<Tag<float>> du;
-    const hn::Rebind<std::uint16_t, Tag<float>> d16;
-    const std::int64_t step = steps_of(width) * kStep;
-    auto* to = reinterpret_cast<std::uint16_t*>(room);
-    for (std::int64_t r = 0; r < kQueryTile; ++r) {
-        for (std::int64_t i = 0; i < step; i += 16) {
-            const bool there = r < count && i < padded(width);
-            const auto bits = there ? Bits(rows + r * padded(width) + i) : hn::Zero(du);
-            hn::Store(hn::DemoteTo(d16, hn::BitCast(hn::RebindToSigned<Tag<float>>(), hn::ShiftRight<16>(bits))), d16,
-                      to + r * step + i);
-        }
+template <class Do>
+void OfStored(const Rows& rows, const Do& work) {
+    if (rows.dtype == DType::bf16) {
+        work(reinterpret_cast<const std::uint16_t*>(rows.data));
+    } else {
+        work(Numbers<float>(rows));
     }
 }
 
-const float* PackQueries(float* room, const float* rows, std::int64_t count, std::int64_t width) {
-    PackRows(room, rows, count, width);
+bool PacksStored(const Rows& rows, std::int64_t /*width*/) { return rows.dtype == DType::bf16; }
+
+/// room (kQueryTile, 32 steps) ← rows as 16-bit numbers, 0 past their width and number.
+void PackRows(float* room, const Rows& rows, std::int64_t width) {
+    const std::int64_t step = steps_of(width) * kStep;
+    OfStored(rows, [&](const auto* from) HWY_ATTR {
+        auto* to = reinterpret_cast<std::uint16_t*>(room);
+        for (std::int64_t r = 0; r < kQueryTile; ++r, to += step) {
+            for (std::int64_t i = 0; i < step; i += 16) {
+                const __m256i numbers = r < rows.rows ? Sixteen(from + r * rows.stride, i, width) : __m256i{};
+                _mm256_store_si256(reinterpret_cast<__m256i*>(to + i), numbers);
+            }
+        }
+    });
+}
+
+const float* PackQueries(float* room, const Rows& rows, std::int64_t width) {
+    PackRows(room, rows, width);
     return room;
 }
 
 /// Pairs along D behave like floats that are transposed.
-const float* PackPairs(float* room, const float* rows, std::int64_t count, std::int64_t width) {
-    float* pairs = room + PairedRoom(width);
-    PackRows(pairs, rows, count, width);
+const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead ahead) {
     const std::int64_t across = steps_of(width) * kPairs;
-    Transpose(room, pairs, across, kKeyTile, across);
+    const std::byte* from = rows.data;
+    std::int64_t step = rows.stride * 2;
+    if (rows.dtype != DType::bf16 || width % kStep != 0) {
+        float* pairs = room + PairedRoom(width);
+        PackRows(pairs, rows, width);
+        from = reinterpret_cast<const std::byte*>(pairs);
+        step = across * 4;
+    }
+    const auto four_at = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
+        return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
+    };
+    TransposeFloats(room, kKeyTile, kKeyTile, rows.rows, across, four_at, ahead);
     return room;
 }
 
-const float* PackValues(float* room, const float* rows, std::int64_t count, std::int64_t width) {
-    const Tag<float> d;
-    const hn::RebindToUnsigned<Tag<float>> du;
+const float* PackValues(float* room, const Rows& rows, std::int64_t width) {
     const std::int64_t across = padded(width);
-    for (std::int64_t r = 0; r < kKeyTile; r += 2) {
-        for (std::int64_t i = 0; i < across; i += 16) {
-            const auto first = r < count ? Bits(rows + r * across + i) : hn::Zero(du);
-            const auto second = r + 1 < count ? Bits(rows + (r + 1) * across + i) : hn::Zero(du);
-            const auto pair = hn::Or(hn::ShiftRight<16>(first), second);
-            hn::Store(hn::BitCast(d, pair), d, room + r / 2 * across + i);
+    OfStored(rows, [&](const auto* from) HWY_ATTR {
+        for (std::int64_t r = 0; r < kKeyTile; r += 2) {
+            const auto wide = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
+                return _mm512_cvtepu16_epi32(row < rows.rows ? Sixteen(from + row * rows.stride, i, width) : __m256i{});
+            };
+            for (std::int64_t i = 0; i < across; i += 16) {
+                const __m512i pair = _mm512_or_si512(wide(r, i), _mm512_slli_epi32(wide(r + 1, i), 16));
+                _mm512_store_si512(room + r / 2 * across + i, pair);
+            }
         }
-    }
+    });
     return room;
 }
 
@@ -419,6 +443,7 @@ constexpr Kernels<float> MakeBf16Table() {
     table.query_room = PairedRoom;
     table.key_room = [](std::int64_t width) { return 2 * PairedRoom(width); };
     table.value_room = ValueRoom;
+    table.packs = PacksStored;
     table.pack_queries = PackQueries;
     table.pack_keys = PackPairs;
     table.pack_values = PackValues;

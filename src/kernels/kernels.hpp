@@ -4,6 +4,8 @@
 // rows around it, and every sum runs in one written order.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -40,6 +42,74 @@ struct RowsOut {
     DType dtype = DType::f32;
     std::int64_t stride = 0;
     std::int64_t rows = 0;
+};
+
+/// Rows as `load` leaves them.
+template <class A>
+[[nodiscard]] Rows loaded(const A* rows, std::int64_t count, std::int64_t width) noexcept {
+    return {reinterpret_cast<const std::byte*>(rows), dtype_of<A>, padded(width), count};
+}
+
+/// Memory that is wanted soon, asked for line after line while something else is done: in the order of addresses the
+/// machine's own prefetching helps, and a few at a time nobody waits for a free place in its queues.
+class Ahead {
+public:
+    void add(const Rows& rows, std::int64_t width) {
+        const std::int64_t bytes = width * size_of(rows.dtype);
+        const std::int64_t step = rows.stride * size_of(rows.dtype);
+        if (last_ < kMost && rows.rows > 0) {
+            const bool together = step == bytes;
+            Piece& piece = pieces_[static_cast<std::size_t>(last_++)];
+            piece = {rows.data, 0, together ? bytes * rows.rows : bytes, step, together ? 1 : rows.rows};
+            lines_ += (piece.bytes + kLine - 1) / kLine * piece.rows;
+        }
+    }
+    [[nodiscard]] std::int64_t lines() const { return lines_; }
+    /// The next lines, half of them of the first and half of the last piece that is not done: two streams are faster.
+    void ask(std::int64_t lines) {
+        const std::int64_t half = lines / 2;
+        if (first_ < last_) {
+            first_ += ask_of(pieces_[static_cast<std::size_t>(first_)], lines - half) ? 1 : 0;
+        }
+        if (first_ < last_) {
+            last_ -= ask_of(pieces_[static_cast<std::size_t>(last_ - 1)], half) ? 1 : 0;
+        }
+    }
+
+private:
+    static constexpr std::int64_t kLine = 64;
+    static constexpr int kMost = 8;
+    struct Piece {
+        const std::byte* row;
+        std::int64_t at;
+        std::int64_t bytes;
+        std::int64_t step;
+        std::int64_t rows;
+    };
+
+    /// Whether the piece is done.
+    static bool ask_of(Piece& piece, std::int64_t lines) {
+        while (lines > 0 && piece.rows > 0) {
+            const std::int64_t here = std::min(lines, (piece.bytes - piece.at + kLine - 1) / kLine);
+            const std::byte* at = piece.row + piece.at;
+            for (std::int64_t i = 0; i < here; ++i) {
+                __builtin_prefetch(at + i * kLine, 0, 2);
+            }
+            lines -= here;
+            piece.at += here * kLine;
+            if (piece.at >= piece.bytes) {
+                piece.at = 0;
+                piece.row += piece.step;
+                --piece.rows;
+            }
+        }
+        return piece.rows == 0;
+    }
+
+    std::array<Piece, kMost> pieces_;
+    int first_ = 0;
+    int last_ = 0;
+    std::int64_t lines_ = 0;
 };
 
 /// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
@@ -123,8 +193,9 @@ struct Kernels {
     /// row that costs little, and every score gradient of the row rests on it.
     void (*dot_rows)(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t width);
 
-    // Forward's operands in the form that its two products want, made of rows as `load` leaves them (kQueryTile or
-    // kKeyTile of them fit). A form that is those very rows needs no room: pack returns `rows` itself.
+    // Forward's operands in the form that its two products want, made of rows as `load` leaves them, or of stored ones
+    // of which `packs` is true (kQueryTile or kKeyTile of them fit). A form that is those very rows needs no room: pack
+    // returns the rows themselves.
 
     /// Whether queries are packed with the scale; else scores come without it.
     bool scales_queries;
@@ -132,9 +203,10 @@ struct Kernels {
     std::int64_t (*query_room)(std::int64_t width);
     std::int64_t (*key_room)(std::int64_t width);
     std::int64_t (*value_room)(std::int64_t width);
-    const A* (*pack_queries)(A* room, const A* rows, std::int64_t count, std::int64_t width);
-    const A* (*pack_keys)(A* room, const A* rows, std::int64_t count, std::int64_t width);
-    const A* (*pack_values)(A* room, const A* rows, std::int64_t count, std::int64_t width);
+    bool (*packs)(const Rows& rows, std::int64_t width);
+    const A* (*pack_queries)(A* room, const Rows& rows, std::int64_t width);
+    const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead ahead);
+    const A* (*pack_values)(A* room, const Rows& rows, std::int64_t width);
     /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above.
     void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width);
     /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next

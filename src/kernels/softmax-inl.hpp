@@ -110,8 +110,9 @@ void KeepUnmasked(std::uint64_t* allowed, const Rows& bias) {
     const auto masked = hn::Set(Tag<A>(), kMinusInfinity<A>);
     detail::with_storage(bias.dtype, bias.data, [&]<class T>(const T* from) HWY_ATTR {
         for (std::int64_t r = 0; r < bias.rows; ++r, from += bias.stride) {
-            allowed[r] &=
-                BitsWhere<A>([&](std::int64_t c) HWY_ATTR { return hn::Ne(LoadNumbers<A>(from + c), masked); });
+            // Not(Eq): for NaN, which stays, Ne is what the instruction set likes.
+            allowed[r] &= BitsWhere<A>([&](std::int64_t c)
+                                           HWY_ATTR { return hn::Not(hn::Eq(LoadNumbers<A>(from + c), masked)); });
         }
     });
 }

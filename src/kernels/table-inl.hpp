@@ -20,13 +20,29 @@ inline std::int64_t NoRoom(std::int64_t /*width*/) { return 0; }
 inline std::int64_t KeyRoom(std::int64_t width) { return kKeyTile * padded(width); }
 
 template <class A>
-const A* AsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std::int64_t /*width*/) {
+const A* Numbers(const Rows& rows) {
+    return reinterpret_cast<const A*>(rows.data);
+}
+
+/// As `load` would leave them.
+template <class A>
+bool Packs(const Rows& rows, std::int64_t width) {
+    return rows.dtype == dtype_of<A> && rows.stride == width && width == padded(width) &&
+           reinterpret_cast<std::uintptr_t>(rows.data) % (kLanes * sizeof(float)) == 0;
+}
+
+template <class A>
+const A* AsTheyAre(A* /*room*/, const Rows& rows, std::int64_t /*width*/) {
+    return Numbers<A>(rows);
+}
+template <class A>
+const A* SumsOfAsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std::int64_t /*width*/) {
     return rows;
 }
 
 template <class A>
-const A* PackKeys(A* room, const A* rows, std::int64_t count, std::int64_t width) {
-    Transpose(room, rows, padded(width), count, width);
+const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead ahead) {
+    Transpose(room, Numbers<A>(rows), rows.stride, rows.rows, width, ahead);
     return room;
 }
 
@@ -86,6 +102,7 @@ constexpr Kernels<A> MakeTable() {
             .query_room = NoRoom,
             .key_room = KeyRoom,
             .value_room = NoRoom,
+            .packs = Packs<A>,
             .pack_queries = AsTheyAre<A>,
             .pack_keys = PackKeys<A>,
             .pack_values = AsTheyAre<A>,
@@ -96,7 +113,7 @@ constexpr Kernels<A> MakeTable() {
             .round_weights = AsItIs<A>,
             .pack_weights = WeightsAsTheyAre<A>,
             .query_sum_room = NoRoom,
-            .pack_query_sums = AsTheyAre<A>,
+            .pack_query_sums = SumsOfAsTheyAre<A>,
             .add_over_queries = AddOverQueries<A>,
             .sums_transposed = false,
             .sums_as_rows = SumsAsTheyAre<A>,

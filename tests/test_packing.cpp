@@ -1,0 +1,175 @@
+// How rows come in and go out, are packed, and are masked, by the verbs of every instruction set that this machine has.
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "qkv/runtime.hpp"
+#include "support/kernels.hpp"
+
+namespace qkv::kernels {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+INSTANTIATE_TEST_SUITE_P(Packing, EverySet, testing::ValuesIn(available()), name_of);
+
+template <class T>
+void check_rows(const Kernels<float>& kernels) {
+    std::mt19937 random(3);
+    for (const std::int64_t width : {1, 3, 8, 15, 16, 17, 33, 64, 70}) {
+        constexpr std::int64_t kRows = 5;
+        const std::int64_t stride = width + 3;
+        std::vector<T> stored(static_cast<std::size_t>(kRows * stride));
+        for (T& value : stored) {
+            value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
+        }
+        const Room<float> rows(kRows * padded(width)), room(kernels.key_room(width));
+        const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
+        EXPECT_TRUE(kernels.load(rows.data, padded(width), from, width, 1.0F));
+        const float* transposed = kernels.pack_keys(room.data, loaded(rows.data, kRows, width), width, {});
+        std::vector<T> back(static_cast<std::size_t>(width));
+        for (std::int64_t r = 0; r < kRows; ++r) {
+            for (std::int64_t i = 0; i < padded(width); ++i) {
+                const float expected =
+                    i < width ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F;
+                ASSERT_EQ(rows.data[r * padded(width) + i], expected) << width;
+                if (i < width) {
+                    ASSERT_EQ(transposed[i * kKeyTile + r], expected) << width;
+                    ASSERT_EQ(transposed[i * kKeyTile + kRows], 0.0F) << width;
+                }
+            }
+            const float one = 1.0F;
+            kernels.store({reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, width, 1},
+                          rows.data + r * padded(width), width, &one, 0);
+            for (std::int64_t i = 0; i < width; ++i) {
+                ASSERT_EQ(static_cast<float>(back[static_cast<std::size_t>(i)]), rows.data[r * padded(width) + i]);
+            }
+        }
+        for (const float bad : {kInfinity, -kInfinity, std::nanf("")}) {
+            std::vector<T> poisoned = stored;
+            poisoned[static_cast<std::size_t>(3 * stride + width - 1)] = static_cast<T>(bad);
+            const Rows other{reinterpret_cast<const std::byte*>(poisoned.data()), dtype_of<T>, stride, kRows};
+            EXPECT_FALSE(kernels.load(rows.data, padded(width), other, width, 1.0F)) << width;
+        }
+    }
+}
+
+TEST_P(EverySet, RowsComeInAndGoOutAsTheyAre) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    check_rows<float>(kernels);
+    check_rows<BFloat16>(kernels);
+    check_rows<Float16>(kernels);
+}
+
+/// Any 16 bits that are a number, one row after another with something between them, and nothing past the last.
+std::vector<BFloat16> stored_rows(std::int64_t rows, std::int64_t width, std::int64_t stride) {
+    std::mt19937 random(7);
+    std::vector<BFloat16> stored(static_cast<std::size_t>((rows - 1) * stride + width));
+    for (BFloat16& value : stored) {
+        value = BFloat16(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
+    }
+    return stored;
+}
+
+TEST_P(EverySet, StoredRowsArePackedAsLoadedOnes) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::bf16);
+    std::int64_t packed = 0;
+    for (const std::int64_t width : {1, 8, 15, 16, 31, 32, 33, 64, 80, 96, 128}) {
+        for (const std::int64_t count : {1, 2, 15, 16, 33, 63, 64}) {
+            const std::int64_t stride = width + 5;
+            const std::vector<BFloat16> stored = stored_rows(count, width, stride);
+            const Rows rows{reinterpret_cast<const std::byte*>(stored.data()), DType::bf16, stride, count};
+            if (!kernels.packs(rows, width)) {
+                continue;
+            }
+            ++packed;
+            const Room<float> floats(count * padded(width));
+            (void)kernels.load(floats.data, padded(width), rows, width, 1.0F);
+            const Rows loaded_rows = loaded(floats.data, count, width);
+            const auto compare = [&](std::int64_t room, const auto& pack, std::int64_t size) {
+                const Room<float> a(room), b(room);
+                std::fill_n(a.data, room, 1.0F);
+                std::fill_n(b.data, room, 2.0F);
+                const auto bytes = static_cast<std::size_t>(size) * sizeof(float);
+                EXPECT_EQ(std::memcmp(pack(a.data, rows), pack(b.data, loaded_rows), bytes), 0)
+                    << width << ' ' << count;
+            };
+            Ahead ahead;
+            ahead.add(rows, width);
+            compare(
+                kernels.query_room(width),
+                [&](float* room, const Rows& from) { return kernels.pack_queries(room, from, width); },
+                kernels.query_room(width));
+            compare(
+                kernels.key_room(width),
+                [&](float* room, const Rows& from) { return kernels.pack_keys(room, from, width, ahead); },
+                kernels.query_room(width));
+            compare(
+                kernels.value_room(width),
+                [&](float* room, const Rows& from) { return kernels.pack_values(room, from, width); },
+                kernels.value_room(width));
+        }
+    }
+    EXPECT_EQ(packed > 0, GetParam() == InstructionSet::amx);
+}
+
+/// What is masked, drawn: column c of row r.
+bool is_kept(std::int64_t r, std::int64_t c) { return (r * 7 + c * c) % 5 != 0; }
+
+TEST_P(EverySet, MasksAreWordsOfBits) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    constexpr std::int64_t kRows = 9;
+    constexpr std::int64_t kStride = kKeyTile + 3;
+    std::vector<std::uint8_t> bytes(kRows * kStride);
+    std::vector<float> bias(kRows * kStride);
+    for (std::int64_t at = 0; at < kRows * kStride; ++at) {
+        const bool kept = is_kept(at / kStride, at % kStride);
+        bytes[static_cast<std::size_t>(at)] = kept ? static_cast<std::uint8_t>(1 + at % 255) : 0;
+        bias[static_cast<std::size_t>(at)] = kept ? (at % 3 == 0 ? std::nanf("") : 1.5F) : -kInfinity;
+    }
+    std::array<std::uint64_t, kRows> by_bytes;
+    by_bytes.fill(~std::uint64_t{0} << 1U);  // column 0 is gone already
+    std::array<std::uint64_t, kRows> by_bias = by_bytes;
+    kernels.keep_true(by_bytes.data(), bytes.data(), kStride, kRows);
+    kernels.keep_unmasked(by_bias.data(),
+                          {reinterpret_cast<const std::byte*>(bias.data()), DType::f32, kStride, kRows});
+    EXPECT_EQ(by_bytes, by_bias);
+    const Room<float> scores(kRows * kKeyTile);
+    std::fill_n(scores.data, kRows * kKeyTile, std::nanf(""));
+    kernels.mask(scores.data, by_bytes.data(), kRows);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+        for (std::int64_t c = 0; c < kKeyTile; ++c) {
+            const bool kept = c > 0 && is_kept(r, c);
+            ASSERT_EQ((by_bytes[static_cast<std::size_t>(r)] >> static_cast<unsigned>(c) & 1U) != 0, kept)
+                << r << ' ' << c;
+            ASSERT_EQ(std::isnan(scores.data[r * kKeyTile + c]), kept);
+            ASSERT_EQ(scores.data[r * kKeyTile + c] == -kInfinity, !kept);
+        }
+    }
+}
+
+TEST_P(EverySet, BiasIsAddedToTheScaledProductAndMasksEvenNaN) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    const Room<float> scores(2 * kKeyTile);
+    std::vector<Float16> bias(2 * kKeyTile);
+    for (std::int64_t at = 0; at < 2 * kKeyTile; ++at) {
+        scores.data[at] = at % 3 == 0 ? std::nanf("") : static_cast<float>(at);
+        bias[static_cast<std::size_t>(at)] = Float16(at % 6 == 0 ? -kInfinity : 0.5F * static_cast<float>(at));
+    }
+    kernels.add(scores.data, {reinterpret_cast<const std::byte*>(bias.data()), DType::f16, kKeyTile, 2}, 2.0F);
+    for (std::int64_t at = 0; at < 2 * kKeyTile; ++at) {
+        if (at % 6 == 0) {
+            ASSERT_EQ(scores.data[at], -kInfinity) << at;
+        } else if (at % 3 == 0) {
+            ASSERT_TRUE(std::isnan(scores.data[at])) << at;
+        } else {
+            ASSERT_EQ(scores.data[at], 2.5F * static_cast<float>(at)) << at;
+        }
+    }
+}
+
+}  // namespace
+}  // namespace qkv::kernels
