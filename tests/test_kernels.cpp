@@ -113,8 +113,8 @@ TEST_P(EverySet, ProductsOfForwardAreTheProducts) {
             fill(right, kKeyTile * width, 2);
             fill(weights, rows * kKeyTile, 3);
             std::fill_n(sums.data, rows * width, 100.0F);
-            const float* keys = kernels.pack_keys(packed.data, loaded(right.data, kKeyTile, width), width, {});
-            kernels.multiply_keys(scores.data, left.data, keys, rows, width);
+            const float* keys = kernels.pack_keys(packed.data, loaded(right.data, kKeyTile, width), width, nullptr);
+            kernels.multiply_keys(scores.data, left.data, keys, rows, kKeyTile, width);
             kernels.add_values(sums.data, weights.data, right.data, rows, kColumns, width);
             for (std::int64_t r = 0; r < rows; ++r) {
                 for (std::int64_t c = 0; c < kKeyTile; ++c) {
@@ -227,7 +227,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                 }
                 const float* key = rooms.back().data;
                 rooms.emplace_back(kernels.key_room(kDim));
-                tiles[tile].keys = kernels.pack_keys(rooms.back().data, loaded(key, kKeyTile, kDim), kDim, {});
+                tiles[tile].keys = kernels.pack_keys(rooms.back().data, loaded(key, kKeyTile, kDim), kDim, nullptr);
                 rooms.emplace_back(kKeyTile * value_across);
                 whole(rooms.back(), kKeyTile, kValueDim, 2 + tile);
                 const float* value = rooms.back().data;
@@ -254,7 +254,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             std::int64_t moves = 0;
             for (const PackedKeys<float>& tile : tiles) {
                 const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
-                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kDim);
+                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim);
                 kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},
                                apart.context.data, kValueDim, rows);
                 kernels.add_values(apart.context.data, scores.data, tile.values, rows, kKeyTile, kValueDim);

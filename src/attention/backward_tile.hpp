@@ -240,7 +240,7 @@ void load_key_side(const BackwardSetup<A>& setup, const Sequence& sequence, std:
     scratch.finite_key = load_keys(kernels, scratch.key, problem, sequence, kv_head, column, columns);
     load_values(kernels, scratch.value, problem, sequence, kv_head, column, columns);
     const auto form = [&](A* room, const A* rows, std::int64_t width) {
-        return kernels.pack_keys(room, kernels::loaded(rows, columns, width), width, {});
+        return kernels.pack_keys(room, kernels::loaded(rows, columns, width), width, nullptr);
     };
     scratch.key_form = form(scratch.packed_key, scratch.key, problem.head_dim);
     scratch.value_form = form(scratch.packed_value, scratch.value, problem.value_dim);
@@ -268,9 +268,9 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const Q
     const Problem& problem = setup.call.problem;
     const Kernels<A>& kernels = setup.kernels;
     A* scores = scratch.scores.scores;
-    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, problem.head_dim);
+    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, tile.columns, problem.head_dim);
     finish_scores(problem, kernels, tile, scratch.scores, setup.product_scale, scratch.trail);
-    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, problem.value_dim);
+    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, tile.columns, problem.value_dim);
     if (problem.dropout) {
         dropout_factors(kernels, problem, tile, scratch.factors);
     }

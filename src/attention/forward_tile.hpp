@@ -145,7 +145,7 @@ struct ForwardScratch {
 
 template <class A>
 void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
-               const ForwardScratch<A>& scratch, const kernels::Ahead& ahead = {}) {
+               const ForwardScratch<A>& scratch, kernels::Ahead* ahead = nullptr) {
     const Problem& problem = setup.call.problem;
     Rows rows = key_rows(problem, sequence, kv_head, tile.column, tile.columns);
     if (rows.rows < tile.columns || !setup.kernels.packs(rows, problem.head_dim)) {
@@ -176,7 +176,7 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
                  [&](const Rows& rows) { ahead.add(rows, problem.value_dim); });
     for_each_run(key_rows, problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next),
                  [&](const Rows& rows) { ahead.add(rows, problem.head_dim); });
-    pack_keys(setup, sequence, kv_head, tile, scratch, ahead);
+    pack_keys(setup, sequence, kv_head, tile, scratch, &ahead);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
     Rows rows = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
@@ -193,7 +193,8 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
 template <class A>
 void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
                         const ForwardScratch<A>& scratch) {
-    setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, setup.call.problem.head_dim);
+    setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, keys.columns,
+                                setup.call.problem.head_dim);
 }
 
 /// context += weights · value, row by row, leaving out what is masked: 0 × NaN is NaN.

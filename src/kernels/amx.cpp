@@ -205,7 +205,7 @@ const float* PackQueries(float* room, const Rows& rows, std::int64_t width) {
 }
 
 /// Pairs along D behave like floats that are transposed.
-const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead ahead) {
+const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
     const std::int64_t across = steps_of(width) * kPairs;
     const std::byte* from = rows.data;
     std::int64_t step = rows.stride * 2;
@@ -218,7 +218,7 @@ const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead 
     const auto four_at = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
         return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
     };
-    TransposeFloats(room, kKeyTile, kKeyTile, rows.rows, across, four_at, ahead);
+    TransposeFloats(room, kKeyTile, padded(rows.rows), rows.rows, across, four_at, ahead);
     return room;
 }
 
@@ -257,8 +257,9 @@ const float* PackValues(float* room, const Rows& rows, std::int64_t width) {
 }
 
 /// Past the rows there is room for whole tiles, and nobody looks there.
-void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t width) {
-    MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, kKeyTile);
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
+                   std::int64_t width) {
+    MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, padded(columns));
 }
 
 void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
@@ -410,7 +411,7 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
     const std::int64_t across = padded(rows.value_dim);
     TileProduct products[kMostAttended];
     for (std::int64_t i = 0; i < count; ++i) {
-        MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, rows.head_dim);
+        MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, tiles[i].columns, rows.head_dim);
         products[i] = ValueProduct(scores + i * kTile, tiles[i].values, tiles[i].columns, rows.value_dim);
     }
     std::int64_t taken = 0;

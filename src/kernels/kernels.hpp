@@ -205,10 +205,11 @@ struct Kernels {
     std::int64_t (*value_room)(std::int64_t width);
     bool (*packs)(const Rows& rows, std::int64_t width);
     const A* (*pack_queries)(A* room, const Rows& rows, std::int64_t width);
-    const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead ahead);
+    const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead* ahead);
     const A* (*pack_values)(A* room, const Rows& rows, std::int64_t width);
-    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above.
-    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width);
+    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above. Past the first `columns` keys there may be anything.
+    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
+                          std::int64_t width);
     /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next
     /// multiple of kRowBlock are there to be read and, of the context, written.
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,

@@ -205,12 +205,14 @@ HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_str
 /// gives four numbers; zeros past them. width and columns are multiples of a vector.
 template <class FourAt>
 HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
-                                std::int64_t width, const FourAt& four_at, Ahead ahead = {}) {
+                                std::int64_t width, const FourAt& four_at, Ahead* ahead = nullptr) {
     const std::int64_t steps = std::max<std::int64_t>(1, columns / kWidth<float> * (width / 4));
-    const std::int64_t share = (ahead.lines() + steps - 1) / steps;
+    const std::int64_t share = ahead == nullptr ? 0 : (ahead->lines() + steps - 1) / steps;
     for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
         for (std::int64_t i = 0; i < width; i += 4) {
-            ahead.ask(share);
+            if (share > 0) {
+                ahead->ask(share);
+            }
             float* at = to + i * to_stride + r;
             if (r >= rows) {
                 for (std::int64_t column = 0; column < 4; ++column) {
@@ -229,19 +231,21 @@ HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, 
 #endif
 
 template <class A>
-void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, Ahead ahead) {
+void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, Ahead* ahead) {
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
         // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
         const auto four_at = [&](std::int64_t row, std::int64_t i)
                                  HWY_ATTR { return hn::Load(hn::FixedTag<float, 4>(), from + row * from_stride + i); };
-        TransposeFloats(to, kKeyTile, kKeyTile, rows, padded(width), four_at, ahead);
+        TransposeFloats(to, kKeyTile, padded(rows), rows, padded(width), four_at, ahead);
         return;
     }
 #endif
-    ahead.ask(ahead.lines());
+    if (ahead != nullptr) {
+        ahead->ask(ahead->lines());
+    }
     for (std::int64_t i = 0; i < width; ++i) {
-        for (std::int64_t r = 0; r < kKeyTile; ++r) {
+        for (std::int64_t r = 0; r < padded(rows); ++r) {
             to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
         }
     }

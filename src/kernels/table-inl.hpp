@@ -41,14 +41,15 @@ const A* SumsOfAsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std
 }
 
 template <class A>
-const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead ahead) {
+const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
     Transpose(room, Numbers<A>(rows), rows.stride, rows.rows, width, ahead);
     return room;
 }
 
 template <class A>
-void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t width) {
-    Multiply(scores, kKeyTile, {queries, padded(width), 1}, keys, kKeyTile, rows, width, kKeyTile);
+void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
+                  std::int64_t width) {
+    Multiply(scores, kKeyTile, {queries, padded(width), 1}, keys, kKeyTile, rows, width, padded(columns));
 }
 
 template <class A>
@@ -60,7 +61,7 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
 template <class A>
 void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
-        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, rows.head_dim);
+        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, tiles[tile].columns, rows.head_dim);
         if (rows.finish.apply != nullptr) {
             rows.finish.apply(rows.finish.with, tile, scores);
         }
