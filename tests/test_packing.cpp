@@ -127,7 +127,7 @@ TEST_P(EverySet, MasksAreWordsOfBits) {
     std::vector<float> bias(kRows * kStride);
     for (std::int64_t at = 0; at < kRows * kStride; ++at) {
         const bool kept = is_kept(at / kStride, at % kStride);
-        bytes[static_cast<std::size_t>(at)] = kept ? static_cast<std::uint8_t>(1 + at % 255) : 0;
+        bytes[static_cast<std::size_t>(at)] = static_cast<std::uint8_t>(kept ? 1 + at % 255 : 0);
         bias[static_cast<std::size_t>(at)] = kept ? (at % 3 == 0 ? std::nanf("") : 1.5F) : -kInfinity;
     }
     std::array<std::uint64_t, kRows> by_bytes;
