@@ -190,6 +190,31 @@ TEST(AttentionConventions, ScoresAreShownAtTheFourPoints) {
     EXPECT_EQ(shown(ScorePoint::weights)[0], 1.0F);
 }
 
+TEST(AttentionConventions, WhatABiasMasksStaysMaskedWhateverComesAfterIt) {
+    for (const float slope : {std::nanf(""), kInfinity, -3e38F}) {
+        for (const std::int64_t queries : {2, 40}) {
+            Small<float> p({.batch = 1,
+                            .heads = 1,
+                            .kv_heads = 1,
+                            .queries = queries,
+                            .keys = queries,
+                            .head_dim = 3,
+                            .value_dim = 3});
+            std::vector<float> bias(static_cast<std::size_t>(queries * queries), 0.0F);
+            std::fill_n(bias.begin(), queries, -kInfinity);
+            std::vector<float> lse(static_cast<std::size_t>(queries));
+            AttentionOptions options;
+            options.mask = Mask::bias(view(bias.data(), {1, 1, queries, queries})) &
+                           Mask::alibi(view(&slope, {1, 1, 1, 1}), Align::top_left);
+            AttentionExtras extras;
+            extras.lse = view(lse.data(), {1, 1, queries, 1});
+            attention(p.q_view(), p.k_view(), p.v_view(), p.out_view(), options, extras);
+            EXPECT_EQ(lse[0], -kInfinity) << slope << ' ' << queries;
+            EXPECT_EQ(p.out[0], 0.0F) << slope << ' ' << queries;
+        }
+    }
+}
+
 TEST(AttentionConventions, SizesMayBeZero) {
     for (int zeros = 1; zeros < 64; ++zeros) {
         const auto size = [zeros](int bit, std::int64_t otherwise) { return (zeros >> bit & 1) != 0 ? 0 : otherwise; };

@@ -37,10 +37,10 @@ template <class A>
     if (covered == Coverage::none || !prepare_mask(problem, setup.kernels, tile, scores)) {
         return false;
     }
-    if (rows.heads > 1) {  // what one may see, all may
+    if (rows.heads > 1 && !tile.full) {  // what one may see, all may
         std::fill_n(scores.allowed + 1, rows.rows - 1, *scores.allowed);
-        tile.rows = rows.rows;
     }
+    tile.rows = rows.rows;
     return true;
 }
 
@@ -56,7 +56,7 @@ std::int64_t start_rows(const ForwardSetup<A>& setup, const TokenTile& tokens, s
         RowTile<A>& tile = scratch.tiles[count];
         Rows query = from;
         if (setup.kernels.scales_queries || !setup.kernels.packs(from, problem.head_dim)) {
-            A* room = scratch.query + at * scratch.key_width;
+            A* room = scratch.query + (setup.kernels.scales_queries ? at : 0) * scratch.key_width;
             setup.kernels.load(room, scratch.key_width, from, problem.head_dim, setup.query_scale);
             query = kernels::loaded(room, from.rows, problem.head_dim);
         }
@@ -109,8 +109,10 @@ public:
             take();
         }
     }
-    void take() {
-        if (count_ > 0) {
+    /// Whether there was something to take.
+    bool take() {
+        const bool any = count_ > 0;
+        if (any) {
             const Problem& problem = setup_.call.problem;
             setup_.kernels.attend(
                 {rows_.query,
@@ -125,6 +127,7 @@ public:
             count_ = 0;
             finished_ = true;
         }
+        return any;
     }
 
 private:
@@ -200,8 +203,9 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                     if (setup.attends_at_once && multiplies_all(setup, keys, tile, scratch)) {
                         run.add(keys, tile);
                     } else {
-                        run.take();
-                        (void)meet(setup, sequence, rows, column, scratch.scores, tile);  // where attend looks
+                        if (run.take()) {
+                            (void)meet(setup, sequence, rows, column, scratch.scores, tile);  // where attend looks
+                        }
                         attend(setup, rows, keys, tile, scratch);
                     }
                 }

@@ -103,7 +103,7 @@ struct ForwardScratch {
           scores{carver.take<A>(setup.score_tiles() * kQueryTile * kKeyTile),
                  carver.take<A>(setup.call.problem.mask.bias_view ? setup.score_tiles() * kQueryTile * kKeyTile : 0),
                  carver.take<std::uint64_t>(setup.score_tiles() * kQueryTile)},
-          query(carver.take<A>(setup.cut.row_tiles() * kQueryTile * key_width)),
+          query(carver.take<A>((setup.kernels.scales_queries ? setup.cut.row_tiles() : 1) * kQueryTile * key_width)),
           query_room(setup.kernels.query_room(setup.call.problem.head_dim)),
           packed_query(carver.take<A>(setup.cut.row_tiles() * query_room)),
           context(carver.take<A>(setup.cut.row_tiles() * kQueryTile * value_width)),

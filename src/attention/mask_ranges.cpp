@@ -82,8 +82,9 @@ void keep_true(const ConstTensorView& view, const Tile& tile, KeepTrue keep, std
     }
     for (std::int64_t r = 0; r < tile.rows; ++r) {
         std::uint8_t bytes[kKeyTile] = {};
+        const std::uint8_t* from = row(r);
         for (std::int64_t c = 0; c < tile.columns; ++c) {
-            bytes[c] = row(r)[c * view.strides[3]];
+            bytes[c] = from[c * view.strides[3]];
         }
         keep(allowed + r, bytes, 0, 1);
     }

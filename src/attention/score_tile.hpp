@@ -6,7 +6,6 @@
 
 #include "attention/mask_ranges.hpp"
 #include "attention/tile.hpp"
-#include "core/exp.hpp"
 
 namespace qkv::detail {
 
@@ -98,7 +97,8 @@ template <class A>
 }
 
 /// Decides which entries of the tile may be attended to, before anything is multiplied; the tile is full from then on
-/// if that is known to be all of them. False: none. What a bias of −∞ masks is left to finish_scores.
+/// if that is known to be all of them. False: none. What a bias of −∞ masks is found as it is added, but where
+/// something else may still make a number of −∞, and for a few rows, which are cheaper to look at than all values are.
 template <class A>
 [[nodiscard]] bool prepare_mask(const Problem& problem, const Kernels<A>& kernels, Tile& tile,
                                 const ScoreScratch<A>& scratch) {
@@ -107,17 +107,18 @@ template <class A>
     }
     fill_allowed(problem, tile, kernels.keep_true, scratch.allowed);
     const std::span<const std::uint64_t> words(scratch.allowed, static_cast<std::size_t>(tile.rows));
-    const Coverage covered = coverage_of(words, tile.columns);
-    tile.full = covered == Coverage::full && !problem.mask.bias_view && problem.score_function.apply == nullptr;
-    if (covered == Coverage::none || !problem.mask.bias_view) {
-        return covered != Coverage::none;
-    }
-    load_bias(problem, tile, scratch);
-    if (problem.score_function.apply != nullptr) {  // it may make something of −∞
+    Coverage covered = coverage_of(words, tile.columns);
+    const bool has_function = problem.score_function.apply != nullptr;
+    if (covered != Coverage::none && problem.mask.bias_view) {
+        load_bias(problem, tile, scratch);
+        if (!has_function && !problem.mask.alibi_slopes && tile.rows >= kernels::kRowBlock) {
+            return bias_leaves_any(problem, kernels, tile, scratch);
+        }
         kernels.keep_unmasked(scratch.allowed, bias_rows(problem, tile, scratch));
-        return coverage_of(words, tile.columns) != Coverage::none;
+        covered = coverage_of(words, tile.columns);
     }
-    return bias_leaves_any(problem, kernels, tile, scratch);
+    tile.full = covered == Coverage::full && !has_function;
+    return covered != Coverage::none;
 }
 
 template <class A>

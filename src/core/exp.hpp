@@ -1,4 +1,4 @@
-// exp and tanh, written so that loops over them vectorise. Forward and backward use these and nothing else.
+// exp and tanh, written so that loops over them vectorise: for single numbers of a row. Tiles have the kernels' own.
 #pragma once
 
 #include <bit>
