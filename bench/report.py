@@ -37,10 +37,16 @@ def read(path):
 
 
 def read_runs(paths):
-    """(head of the first, with the heads of all as "runs"; rows of all, each with the number of its run)."""
+    """(head of the first, with the heads of all as "runs"; rows of all, each with the number of its run).
+
+    A case that a later run has again is that run's.
+    """
     found = [read(path) for path in paths]
-    return (found[0][0] | {"runs": [head for head, _ in found]},
-            [row | {"run": number} for number, (_, rows) in enumerate(found) for row in rows])
+    rows = {}
+    for number, (_, of_run) in enumerate(found):
+        for row in of_run:
+            rows[row["case"], row["threads"]] = row | {"run": number}
+    return found[0][0] | {"runs": [head for head, _ in found]}, list(rows.values())
 
 
 def share_of_peak(head, row, one):
@@ -83,14 +89,16 @@ def markdown(head, rows):
              "was checked against float64. Numbers are GFLOP/s of useful work (what a mask removes is not counted), "
              "medians; decode and six tokens are times. Ratios are medians over rounds of the two times of one round: "
              "above 1, qkv is faster. A contender that takes more than three times the fastest's time has two turns.", "",
-             f"Machine: {head['machine']}. {head['date']}, {head['revision']}.", "",
+             f"Machine: {head['machine']}. {head['date']}, {head['revision']}"
+             + (", and of what later commits changed, again." if len({run["revision"] for run in head.get("runs", [])}) > 1
+                else "."), "",
              "| contender | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in head["contenders"].items()]
     lines += [f"| {name} | not measured: {reason} |" for name, reason in head["missing"].items()]
     runs = head.get("runs", [head])
     for number, (threads, peaks) in ((number, item) for number, run in enumerate(runs) for item in run["peaks"].items()):
         which = "this run" if len(runs) == 1 else (
-            f"run {number + 1} of {len(runs)} ({runs[number]['date']}, "
+            f"run {number + 1} of {len(runs)} ({runs[number]['date']}, {runs[number]['revision']}, "
             f"{sum(row['run'] == number for row in rows)} cases)")
         lines += ["", f"Peaks measured in {which}, {threads} thread{'s' if threads != '1' else ''}: "
                   f"{peaks['fma_gflops']:.0f} GFLOP/s of float32 multiply-adds ({peaks['fma_set']}), "
