@@ -130,7 +130,7 @@ TEST_P(EverySet, MasksAreWordsOfBits) {
         bytes[static_cast<std::size_t>(at)] = static_cast<std::uint8_t>(kept ? 1 + at % 255 : 0);
         bias[static_cast<std::size_t>(at)] = kept ? (at % 3 == 0 ? std::nanf("") : 1.5F) : -kInfinity;
     }
-    std::array<std::uint64_t, kRows> by_bytes;
+    std::array<std::uint64_t, kRows> by_bytes{};
     by_bytes.fill(~std::uint64_t{0} << 1U);  // column 0 is gone already
     std::array<std::uint64_t, kRows> by_bias = by_bytes;
     kernels.keep_true(by_bytes.data(), bytes.data(), kStride, kRows);

@@ -187,7 +187,7 @@ void finish_scores(const Problem& problem, const Kernels<A>& kernels, const Tile
     if (!tile.full) {
         kernels.mask(scores, scratch.allowed, tile.rows);
     } else if (tile.columns < kKeyTile) {
-        std::array<std::uint64_t, kQueryTile> there;
+        std::array<std::uint64_t, kQueryTile> there{};
         there.fill(column_bits(tile.columns));
         kernels.mask(scores, there.data(), tile.rows);
     }

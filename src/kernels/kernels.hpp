@@ -106,7 +106,7 @@ private:
         return piece.rows == 0;
     }
 
-    std::array<Piece, kMost> pieces_;
+    std::array<Piece, kMost> pieces_{};
     int first_ = 0;
     int last_ = 0;
     std::int64_t lines_ = 0;
