@@ -347,39 +347,51 @@ const float* SumsTransposed(float* room, const float* sums, std::int64_t width) 
 struct CoarseWeights {
     static constexpr float kLog2E = 1.44269504F;
 
-    /// 2ᶻ, exactly 0 where not kept.
-    static HWY_INLINE Vec<float> Exp2(Vec<float> z, __mmask16 kept) {
+    /// 2ᶻ, exactly 0 below `cut`; NaN is not less.
+    template <std::size_t kCount>
+    static HWY_INLINE void Exp2Each(Vec<float> (&z)[kCount], float cut) {
         const Tag<float> d;
-        const Vec<float> f{_mm512_reduce_ps(z.raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
-        auto q = hn::MulAdd(hn::Set(d, 0.0018671300819070082F), f, hn::Set(d, 0.009017030284436749F));
-        q = hn::MulAdd(q, f, hn::Set(d, 0.055799913145968067F));
-        q = hn::MulAdd(q, f, hn::Set(d, 0.24016445013606755F));
-        q = hn::MulAdd(q, f, hn::Set(d, 0.69315131180752296F));
-        const auto p = hn::MulAdd(q, f, hn::Set(d, 1.0F));
-        return Vec<float>{_mm512_maskz_scalef_ps(kept, p.raw, z.raw)};  // takes z's whole part
+        Vec<float> f[kCount];
+        Vec<float> p[kCount];
+        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+            f[i] = Vec<float>{_mm512_reduce_ps(z[i].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
+        });
+        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+            p[i] = hn::MulAdd(hn::Set(d, 0.0018671300819070082F), f[i], hn::Set(d, 0.009017030284436749F));
+        });
+        HWY_UNROLL(4)
+        for (const float coefficient : {0.055799913145968067F, 0.24016445013606755F, 0.69315131180752296F, 1.0F}) {
+            ForEach<kCount>([&](std::size_t i) HWY_ATTR { p[i] = hn::MulAdd(p[i], f[i], hn::Set(d, coefficient)); });
+        }
+        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+            const __mmask16 kept = _mm512_cmp_ps_mask(z[i].raw, _mm512_set1_ps(cut), _CMP_NLT_UQ);
+            z[i] = Vec<float>{_mm512_maskz_scalef_ps(kept, p[i].raw, z[i].raw)};  // takes z's whole part
+        });
     }
-    /// NaN is not less.
-    static HWY_INLINE __mmask16 NotLess(Vec<float> x, float least) {
-        return _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(least), _CMP_NLT_UQ);
-    }
-    /// exp(x − base) for a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes first.
+    /// x ← exp(x − base) for a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes first.
     struct Row {
         HWY_INLINE explicit Row(float row_base)
             : plain_base(hn::Set(Tag<float>(), row_base)),
               base(hn::Set(Tag<float>(), row_base * kLog2E)),
               far(!(std::fabs(row_base) < 1e38F)) {}
-        HWY_INLINE Vec<float> operator()(Vec<float> x) const {
+        template <bool kSmall, std::size_t kCount>
+        HWY_INLINE void Of(Vec<float> (&x)[kCount]) const {
             const auto log2e = hn::Set(Tag<float>(), kLog2E);
-            const auto z = HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x, plain_base), log2e) : hn::MulSub(x, log2e, base);
-            return Exp2(z, NotLess(z, -87.33F * kLog2E));
+            ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+                x[i] = HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x[i], plain_base), log2e) : hn::MulSub(x[i], log2e, base);
+            });
+            Exp2Each(x, -87.33F * kLog2E);
         }
-        HWY_INLINE Vec<float> OfAny(Vec<float> x) const { return (*this)(x); }
 
         Vec<float> plain_base;
         Vec<float> base;
         bool far;
     };
-    static HWY_INLINE Vec<float> Exp(Vec<float> x) { return Row(0.0F)(x); }
+    static HWY_INLINE Vec<float> Exp(Vec<float> x) {
+        Vec<float> alone[1] = {x};
+        Row(0.0F).Of<true>(alone);
+        return alone[0];
+    }
     /// Rounded to bf16, packed at the row's beginning.
     static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
         _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(weights));

@@ -122,11 +122,14 @@ template <class A>
 struct ExactWeights {
     /// exp(x), x <= kSlack
     static HWY_INLINE Vec<A> Exp(Vec<A> x) { return HWY_NAMESPACE::Exp<true>(x); }
-    /// exp(x − base) for a row.
+    /// x ← exp(x − base) for a row. kSmall: x <= base + kSlack
     struct Row {
         HWY_INLINE explicit Row(A row_base) : base(hn::Set(Tag<A>(), row_base)) {}
-        HWY_INLINE Vec<A> operator()(Vec<A> x) const { return Exp(hn::Sub(x, base)); }  // x <= base + kSlack
-        HWY_INLINE Vec<A> OfAny(Vec<A> x) const { return HWY_NAMESPACE::Exp<false>(hn::Sub(x, base)); }
+        template <bool kSmall, std::size_t kCount>
+        HWY_INLINE void Of(Vec<A> (&x)[kCount]) const {
+            ForEach<kCount>([&](std::size_t i) HWY_ATTR { x[i] = hn::Sub(x[i], base); });
+            ExpEach<kSmall>(x);
+        }
 
         Vec<A> base;
     };
@@ -153,23 +156,23 @@ HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* contex
     }
 }
 
+/// Vectors of a row that are computed side by side.
+template <class A>
+inline constexpr std::size_t kAtOnce = std::min(kSideBySide, static_cast<std::size_t>(kKeyTile / kWidth<A>));
+
 template <class A, class Weights, bool kScaled>
 void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
                 A* context, std::int64_t width, std::int64_t rows) {
     const Tag<A> d;
     const auto factor = hn::Set(d, scale);
-    constexpr auto kVectors = static_cast<std::size_t>(kKeyTile / kWidth<A>);
+    constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
         A* weight = weights + r * kKeyTile;
         A* sums = softmax.sums + r * kLanes;
-        Vec<A> x[kVectors];
-        for (std::size_t v = 0; v < kVectors; ++v) {
-            x[v] = hn::Load(d, score + static_cast<std::int64_t>(v) * kWidth<A>);
-        }
-        auto largest = x[0];
-        for (std::size_t v = 1; v < kVectors; ++v) {
-            largest = hn::Max(largest, x[v]);
+        auto largest = hn::Load(d, score);
+        for (std::int64_t c = kWidth<A>; c < kKeyTile; c += kWidth<A>) {
+            largest = hn::Max(largest, hn::Load(d, score + c));
         }
         largest = kScaled ? hn::Mul(largest, factor) : largest;
         A& reference = softmax.reference[r];
@@ -179,14 +182,21 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
         // A row of nothing but −∞ must not become −∞ − −∞.
         const typename Weights::Row exp(reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
-        for (std::size_t v = 0; v < kVectors; ++v) {
-            const auto c = static_cast<std::int64_t>(v) * kWidth<A>;
-            auto w = exp(kScaled ? hn::Mul(x[v], factor) : x[v]);
-            sum = hn::Add(sum, w);
-            if (factors != nullptr) {
-                w = hn::Mul(w, hn::Load(d, factors + r * kKeyTile + c));
-            }
-            Weights::Put(w, weight, c);
+        for (std::int64_t c = 0; c < kKeyTile; c += kStep) {
+            Vec<A> w[kAtOnce<A>];
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
+                const auto x = hn::Load(d, score + c + static_cast<std::int64_t>(v) * kWidth<A>);
+                w[v] = kScaled ? hn::Mul(x, factor) : x;
+            });
+            exp.template Of<true>(w);
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
+                const std::int64_t at = c + static_cast<std::int64_t>(v) * kWidth<A>;
+                sum = hn::Add(sum, w[v]);
+                if (factors != nullptr) {
+                    w[v] = hn::Mul(w[v], hn::Load(d, factors + r * kKeyTile + at));
+                }
+                Weights::Put(w[v], weight, at);
+            });
         }
         hn::Store(sum, d, sums);
     }
@@ -205,7 +215,9 @@ void Weigh(A* weights, const A* scores, const A* base, std::int64_t rows) {
     for (std::int64_t r = 0; r < rows; ++r) {
         const typename Weights::Row exp(base[r] == kMinusInfinity<A> ? A(0) : base[r]);
         for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-            hn::Store(exp.OfAny(hn::Load(d, scores + r * kKeyTile + c)), d, weights + r * kKeyTile + c);
+            Vec<A> w[1] = {hn::Load(d, scores + r * kKeyTile + c)};
+            exp.template Of<false>(w);
+            hn::Store(w[0], d, weights + r * kKeyTile + c);
         }
     }
 }
@@ -214,23 +226,31 @@ template <class A, class Weights>
 void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A* HWY_RESTRICT scores,
                     const A* HWY_RESTRICT factors, const A* lse, const A* delta, std::int64_t rows) {
     const Tag<A> d;
+    constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
     for (std::int64_t r = 0; r < rows; ++r) {
         const typename Weights::Row exp(lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
         const auto row_delta = hn::Set(d, delta[r]);
-        for (std::int64_t at = r * kKeyTile; at < (r + 1) * kKeyTile; at += kWidth<A>) {
-            const auto score = hn::Load(d, scores + at);
-            auto weight = exp.OfAny(score);
-            auto gradient = hn::Load(d, gradients + at);
-            if (factors != nullptr) {
-                const auto factor = hn::Load(d, factors + at);
-                gradient = hn::Mul(weight, hn::Sub(hn::Mul(factor, gradient), row_delta));
-                weight = hn::Mul(weight, factor);
-            } else {
-                gradient = hn::Mul(weight, hn::Sub(gradient, row_delta));
-            }
-            const auto masked = hn::Eq(score, hn::Set(d, kMinusInfinity<A>));
-            hn::Store(hn::IfThenZeroElse(masked, weight), d, weights + at);
-            hn::Store(hn::IfThenZeroElse(masked, gradient), d, gradients + at);
+        for (std::int64_t begin = r * kKeyTile; begin < (r + 1) * kKeyTile; begin += kStep) {
+            Vec<A> w[kAtOnce<A>];
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
+                w[v] = hn::Load(d, scores + begin + static_cast<std::int64_t>(v) * kWidth<A>);
+            });
+            exp.template Of<false>(w);
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
+                const std::int64_t at = begin + static_cast<std::int64_t>(v) * kWidth<A>;
+                auto weight = w[v];
+                auto gradient = hn::Load(d, gradients + at);
+                if (factors != nullptr) {
+                    const auto factor = hn::Load(d, factors + at);
+                    gradient = hn::Mul(weight, hn::Sub(hn::Mul(factor, gradient), row_delta));
+                    weight = hn::Mul(weight, factor);
+                } else {
+                    gradient = hn::Mul(weight, hn::Sub(gradient, row_delta));
+                }
+                const auto masked = hn::Eq(hn::Load(d, scores + at), hn::Set(d, kMinusInfinity<A>));
+                hn::Store(hn::IfThenZeroElse(masked, weight), d, weights + at);
+                hn::Store(hn::IfThenZeroElse(masked, gradient), d, gradients + at);
+            });
         }
     }
 }

@@ -52,33 +52,58 @@ HWY_INLINE Vec<float> ScaleByPowerOfTwo(Vec<float> y, Vec<float> n, Vec<float> x
 #endif
 }
 
-/// At most one float from the correctly rounded value for x >= −87.33 and exactly 0 below: the softmax has no use for
-/// weights that are subnormal, and arithmetic on them is slow. +∞ where the value overflows, NaN for NaN.
-/// kSmall: x is known to stay below 88.
+/// step(i) for each of a few vectors.
+template <std::size_t kCount, class Step>
+HWY_INLINE void ForEach(const Step& step) {
+    HWY_UNROLL(8)
+    for (std::size_t i = 0; i < kCount; ++i) {
+        step(i);
+    }
+}
+
+/// Vectors whose exponentials are computed side by side: one is a chain of a dozen operations, each of which waits four
+/// cycles for the one before, and the cores' schedulers hold too few instructions to find the next chains by
+/// themselves.
+inline constexpr std::size_t kSideBySide = 4;
+
+/// exp of each, side by side. At most one float from the correctly rounded value for x >= −87.33 and exactly 0 below:
+/// the softmax has no use for weights that are subnormal, and arithmetic on them is slow. +∞ where the value overflows,
+/// NaN for NaN. kSmall: x is known to stay below 88.
 ///
 /// x = n ln 2 + r with |r| <= ln 2 / 2 (Cody & Waite 1980); exp(r) = 1 + r (1 + r q(r)) with the q of degree 4 whose
 /// largest relative error is the least, 2⁻²⁷·⁸ with its coefficients rounded. Horner's last two steps round to half a
 /// float and, r being below 0.35, a fifth of one.
-template <bool kSmall>
-HWY_INLINE Vec<float> Exp(Vec<float> x) {
+template <bool kSmall, std::size_t kCount>
+HWY_INLINE void ExpEach(Vec<float> (&x)[kCount]) {
     const Tag<float> d;
     // Adding 1.5 × 2^23 rounds to a whole number. ln 2 is split so that n × high is exact for |n| < 2^9.
     const auto round = hn::Set(d, 12582912.0F);
-    const auto one = hn::Set(d, 1.0F);
-    const auto n = hn::Sub(hn::MulAdd(x, hn::Set(d, 1.44269504F), round), round);
-    auto r = hn::NegMulAdd(n, hn::Set(d, 0.693359375F), x);
-    r = hn::NegMulAdd(n, hn::Set(d, -2.12194440e-4F), r);
-    auto p = hn::MulAdd(hn::Set(d, 1.381443348e-3F), r, hn::Set(d, 8.368796669e-3F));
-    p = hn::MulAdd(p, r, hn::Set(d, 4.166839644e-2F));
-    p = hn::MulAdd(p, r, hn::Set(d, 1.666651964e-1F));
-    p = hn::MulAdd(p, r, hn::Set(d, 4.999999404e-1F));
-    p = hn::MulAdd(p, r, one);
-    p = hn::MulAdd(p, r, one);
-    const auto result = ScaleByPowerOfTwo<kSmall>(p, n, x, -87.33F);
-    if constexpr (kSmall) {
-        return result;
+    Vec<float> n[kCount];
+    Vec<float> r[kCount];
+    Vec<float> p[kCount];
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR { n[i] = hn::MulAdd(x[i], hn::Set(d, 1.44269504F), round); });
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR { n[i] = hn::Sub(n[i], round); });
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR { r[i] = hn::NegMulAdd(n[i], hn::Set(d, 0.693359375F), x[i]); });
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR { r[i] = hn::NegMulAdd(n[i], hn::Set(d, -2.12194440e-4F), r[i]); });
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+        p[i] = hn::MulAdd(hn::Set(d, 1.381443348e-3F), r[i], hn::Set(d, 8.368796669e-3F));
+    });
+    HWY_UNROLL(5)
+    for (const float coefficient : {4.166839644e-2F, 1.666651964e-1F, 4.999999404e-1F, 1.0F, 1.0F}) {
+        ForEach<kCount>([&](std::size_t i) HWY_ATTR { p[i] = hn::MulAdd(p[i], r[i], hn::Set(d, coefficient)); });
     }
-    return hn::IfThenElse(hn::Gt(x, hn::Set(d, 88.8F)), hn::Set(d, std::numeric_limits<float>::infinity()), result);
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR {
+        const auto result = ScaleByPowerOfTwo<kSmall>(p[i], n[i], x[i], -87.33F);
+        const auto overflows = hn::Gt(x[i], hn::Set(d, 88.8F));
+        x[i] = kSmall ? result : hn::IfThenElse(overflows, hn::Set(d, std::numeric_limits<float>::infinity()), result);
+    });
+}
+
+template <bool kSmall>
+HWY_INLINE Vec<float> Exp(Vec<float> x) {
+    Vec<float> alone[1] = {x};
+    ExpEach<kSmall>(alone);
+    return alone[0];
 }
 
 /// At most 2 floats from the correctly rounded value: near 0, where softcap is nearly the identity, x + x³ p(x²) with
@@ -112,6 +137,10 @@ HWY_INLINE Vec<double> EachLane(Vec<double> x, Function function) {
 template <bool kSmall>
 HWY_INLINE Vec<double> Exp(Vec<double> x) {
     return EachLane(x, static_cast<double (*)(double)>(std::exp));
+}
+template <bool kSmall, std::size_t kCount>
+HWY_INLINE void ExpEach(Vec<double> (&x)[kCount]) {
+    ForEach<kCount>([&](std::size_t i) HWY_ATTR { x[i] = Exp<kSmall>(x[i]); });
 }
 HWY_INLINE Vec<double> Tanh(Vec<double> x) { return EachLane(x, static_cast<double (*)(double)>(std::tanh)); }
 
