@@ -26,20 +26,27 @@ void check_rows(const Kernels<float>& kernels) {
         for (T& value : stored) {
             value = static_cast<T>(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
         }
-        const Room<float> rows(kRows * padded(width)), room(kernels.key_room(width));
+        const Room<float> rows(kRows * padded(width)), room(kernels.key_room(width)), one_hot(padded(width)),
+            column(kKeyTile);
         const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
         EXPECT_TRUE(kernels.load(rows.data, padded(width), from, width, 1.0F));
-        const float* transposed = kernels.pack_keys(room.data, loaded(rows.data, kRows, width), width, nullptr);
+        const float* keys = kernels.pack_keys(room.data, loaded(rows.data, kRows, width), width, nullptr);
+        for (std::int64_t i = 0; i < width; ++i) {  // a query that is 1 at i finds number i of every key
+            std::fill_n(one_hot.data, padded(width), 0.0F);
+            one_hot.data[i] = 1.0F;
+            kernels.multiply_keys(column.data, one_hot.data, keys, 1, kRows, width);
+            for (std::int64_t r = 0; r < kLanes; ++r) {
+                ASSERT_EQ(column.data[r],
+                          r < kRows ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F)
+                    << width << ' ' << i << ' ' << r;
+            }
+        }
         std::vector<T> back(static_cast<std::size_t>(width));
         for (std::int64_t r = 0; r < kRows; ++r) {
             for (std::int64_t i = 0; i < padded(width); ++i) {
                 const float expected =
                     i < width ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F;
                 ASSERT_EQ(rows.data[r * padded(width) + i], expected) << width;
-                if (i < width) {
-                    ASSERT_EQ(transposed[i * kKeyTile + r], expected) << width;
-                    ASSERT_EQ(transposed[i * kKeyTile + kRows], 0.0F) << width;
-                }
             }
             const float one = 1.0F;
             kernels.store({reinterpret_cast<std::byte*>(back.data()), dtype_of<T>, width, 1},
@@ -64,24 +71,29 @@ TEST_P(EverySet, RowsComeInAndGoOutAsTheyAre) {
     check_rows<Float16>(kernels);
 }
 
-/// Any 16 bits that are a number, one row after another with something between them, and nothing past the last.
-std::vector<BFloat16> stored_rows(std::int64_t rows, std::int64_t width, std::int64_t stride) {
+/// Any bits that are a number, one row after another with something between them, and nothing past the last.
+template <class T>
+std::vector<T> stored_rows(std::int64_t rows, std::int64_t width, std::int64_t stride) {
     std::mt19937 random(7);
-    std::vector<BFloat16> stored(static_cast<std::size_t>((rows - 1) * stride + width));
-    for (BFloat16& value : stored) {
-        value = BFloat16(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
+    std::vector<T> stored(static_cast<std::size_t>((rows - 1) * stride + width));
+    for (T& value : stored) {
+        value = T(std::bit_cast<float>(static_cast<std::uint32_t>(random()) & 0xC6FFFFFFU));
     }
     return stored;
 }
 
-TEST_P(EverySet, StoredRowsArePackedAsLoadedOnes) {
-    const Kernels<float>& kernels = table<float>(GetParam(), DType::bf16);
+/// Queries, keys and values from where they lie have the products of loaded ones, bit for bit. Returns how many are
+/// packed from there.
+template <class T>
+std::int64_t check_stored(InstructionSet set) {
+    const Kernels<float>& kernels = table<float>(set, dtype_of<T>);
+    const Entered entered(kernels);
     std::int64_t packed = 0;
-    for (const std::int64_t width : {1, 8, 15, 16, 31, 32, 33, 64, 80, 96, 128}) {
+    for (const std::int64_t width : {1, 8, 15, 16, 31, 32, 33, 48, 64, 80, 96, 128, 144}) {
         for (const std::int64_t count : {1, 2, 15, 16, 33, 63, 64}) {
             const std::int64_t stride = width + 5;
-            const std::vector<BFloat16> stored = stored_rows(count, width, stride);
-            const Rows rows{reinterpret_cast<const std::byte*>(stored.data()), DType::bf16, stride, count};
+            const std::vector<T> stored = stored_rows<T>(count, width, stride);
+            const Rows rows{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, count};
             if (!kernels.packs(rows, width)) {
                 continue;
             }
@@ -89,31 +101,58 @@ TEST_P(EverySet, StoredRowsArePackedAsLoadedOnes) {
             const Room<float> floats(count * padded(width));
             (void)kernels.load(floats.data, padded(width), rows, width, 1.0F);
             const Rows loaded_rows = loaded(floats.data, count, width);
-            const auto compare = [&](std::int64_t room, const auto& pack, std::int64_t size) {
-                const Room<float> a(room), b(room);
-                std::fill_n(a.data, room, 1.0F);
-                std::fill_n(b.data, room, 1.0F);  // keys leave columns as they are
-                const auto bytes = static_cast<std::size_t>(size) * sizeof(float);
-                EXPECT_EQ(std::memcmp(pack(a.data, rows), pack(b.data, loaded_rows), bytes), 0)
-                    << width << ' ' << count;
+            const auto same = [&](const Room<float>& a, const Room<float>& b, std::int64_t size) {
+                return std::memcmp(a.data, b.data, static_cast<std::size_t>(size) * sizeof(float)) == 0;
             };
-            Ahead ahead;
-            ahead.add(rows, width);
-            compare(
-                kernels.query_room(width),
-                [&](float* room, const Rows& from) { return kernels.pack_queries(room, from, width); },
-                kernels.query_room(width));
-            compare(
-                kernels.key_room(width),
-                [&](float* room, const Rows& from) { return kernels.pack_keys(room, from, width, &ahead); },
-                kernels.query_room(width));
-            compare(
-                kernels.value_room(width),
-                [&](float* room, const Rows& from) { return kernels.pack_values(room, from, width); },
-                kernels.value_room(width));
+            const Room<float> queries(kernels.query_room(width)), keys(kernels.key_room(width)),
+                values(kernels.value_room(width)), scores(kQueryTile * kKeyTile), expected(kQueryTile * kKeyTile),
+                weights(kQueryTile * kKeyTile), context(kQueryTile * padded(width)),
+                expected_context(kQueryTile * padded(width));
+            for (const bool first : {true, false}) {
+                // The rows are the queries too; those of a plain set are loaded always, for the scale.
+                const Rows& from = first ? rows : loaded_rows;
+                const float* q = kernels.pack_queries(queries.data, kernels.scales_queries ? loaded_rows : from, width);
+                Ahead ahead;
+                ahead.add(rows, width);
+                const float* k = kernels.pack_keys(keys.data, from, width, first ? &ahead : nullptr);
+                kernels.multiply_keys(first ? scores.data : expected.data, q, k, count, count, width);
+            }
+            for (std::int64_t r = 0; r < count; ++r) {
+                EXPECT_EQ(std::memcmp(scores.data + r * kKeyTile, expected.data + r * kKeyTile,
+                                      static_cast<std::size_t>(count) * sizeof(float)),
+                          0)
+                    << width << ' ' << count << ' ' << r;
+            }
+            fill(weights, kQueryTile * kKeyTile, 9);
+            for (std::int64_t at = 0; at < kQueryTile; ++at) {  // as the set rounds them, and 0 past the keys
+                std::fill_n(weights.data + at * kKeyTile + count, kKeyTile - count, 0.0F);
+            }
+            kernels.round_weights(weights.data, kQueryTile);
+            for (std::int64_t heights = kernels.few_rows, height = 0; height <= heights; ++height) {
+                const std::int64_t all = height == 0 ? kQueryTile : height;
+                std::fill_n(context.data, kQueryTile * padded(width), 3.0F);
+                std::fill_n(expected_context.data, kQueryTile * padded(width), 3.0F);
+                kernels.add_values(expected_context.data, weights.data,
+                                   kernels.pack_values(values.data, loaded_rows, width), all, count, width);
+                if (height == 0) {
+                    kernels.add_values(context.data, weights.data, kernels.pack_values(values.data, rows, width), all,
+                                       count, width);
+                } else {
+                    kernels.add_stored_values(context.data, weights.data, rows, all, width);
+                }
+                EXPECT_TRUE(same(context, expected_context, kQueryTile * padded(width)))
+                    << width << ' ' << count << ' ' << height;
+            }
         }
     }
-    EXPECT_EQ(packed > 0, GetParam() == InstructionSet::amx);
+    return packed;
+}
+
+TEST_P(EverySet, StoredRowsAreMultipliedAsLoadedOnes) {
+    const bool vectors = GetParam() != InstructionSet::scalar;
+    EXPECT_GT(check_stored<float>(GetParam()), 0);
+    EXPECT_EQ(check_stored<BFloat16>(GetParam()) > 0, vectors);
+    EXPECT_EQ(check_stored<Float16>(GetParam()) > 0, vectors && GetParam() != InstructionSet::sse4);
 }
 
 /// What is masked, drawn: column c of row r.

@@ -102,7 +102,11 @@ public:
 
     void add(const KeyTile<A>& keys, const Tile& tile) {
         const auto at = static_cast<std::size_t>(count_++);
-        keys_[at] = {keys.keys, keys.values, keys.columns};
+        keys_[at] = {keys.keys, keys.values, {}, keys.columns};
+        if (keys.values == nullptr) {  // of a tensor: one run
+            keys_[at].stored_values =
+                value_rows(setup_.call.problem, *keys.sequence, keys.kv_head, keys.column, keys.columns);
+        }
         tiles_[at] = tile;
         finished_ = finished_ && tile.full && tile.columns == kKeyTile;
         if (count_ == setup_.kernels.attended_scores) {
@@ -183,6 +187,11 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
         std::ranges::min(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.begin; }).needed.begin;
     const std::int64_t end =
         std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
+    const std::int64_t kv_head = first_head / problem.group;
+    std::int64_t all_rows = 0;
+    for (const RowTile<A>& rows : row_tiles) {
+        all_rows += rows.rows;
+    }
     for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
         KeyTile<A> tiles[kPanelTiles];
         for (const RowTile<A>& rows : row_tiles) {
@@ -198,7 +207,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                         keys.column = column;
                         keys.columns = std::min(kKeyTile, end - column);
                         keys.place = place;
-                        pack(setup, sequence, first_head / problem.group, keys, scratch);
+                        pack(setup, sequence, kv_head, all_rows, keys, scratch);
                     }
                     if (setup.attends_at_once && multiplies_all(setup, keys, tile, scratch)) {
                         run.add(keys, tile);

@@ -67,18 +67,18 @@ struct RowTile {
 /// Tiles of keys that are packed before the next tile of rows takes its turn.
 inline constexpr std::int64_t kPanelTiles = kernels::kMostAttended;
 
-/// A tile of keys and their values, packed.
+/// A tile of keys, packed, and their values.
 template <class A>
 struct KeyTile {
     std::int64_t column = 0;
     std::int64_t columns = 0;
-    std::int64_t place = 0;   // in the panel
-    const A* keys = nullptr;  // as packed
-    const A* values = nullptr;
+    std::int64_t place = 0;     // in the panel
+    const A* keys = nullptr;    // as packed
+    const A* values = nullptr;  // as packed, or nullptr where a few rows take them where they lie
     const Sequence* sequence = nullptr;
     std::int64_t kv_head = 0;
     bool packed = false;
-    // Values that are used where they lie are loaded, and looked at, only when something masked meets them.
+    // Values of whole vectors are loaded, and looked at, only when something masked meets them.
     bool loaded_values = false;
     bool finite_values = false;
 };
@@ -118,8 +118,8 @@ struct ForwardScratch {
     A* value;  // (columns, padded Dv)
     std::int64_t key_room;
     std::int64_t value_room;
-    A* packed_key;    // as the kernels want them
-    A* packed_value;  // or no room where that is `value`
+    A* packed_key;  // as the kernels want them
+    A* packed_value;
     // For one row that must not see some of the values: those it may, its context and its weights.
     A* cleared;
     A* row_context;
@@ -164,29 +164,33 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.loaded_values = true;
 }
 
-/// Keys and values, once for all rows that need them. While the keys are packed, the values and the next tile's keys
-/// are asked for: a few queries wait for memory more than for anything else.
+/// Keys and values, once for all rows that need them; `rows` is how many these are. While the keys are packed, the
+/// values and the next tile's keys are asked for: a few queries wait for memory more than for anything else.
 template <class A>
-void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
-          const ForwardScratch<A>& scratch) {
+void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, std::int64_t rows,
+          KeyTile<A>& tile, const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     kernels::Ahead ahead;
     const std::int64_t next = tile.column + tile.columns;
     for_each_run(value_rows, problem, sequence, kv_head, tile.column, tile.columns,
-                 [&](const Rows& rows) { ahead.add(rows, problem.value_dim); });
+                 [&](const Rows& run) { ahead.add(run, problem.value_dim); });
     for_each_run(key_rows, problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next),
-                 [&](const Rows& rows) { ahead.add(rows, problem.head_dim); });
+                 [&](const Rows& run) { ahead.add(run, problem.head_dim); });
+    Rows values = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
+    const bool as_stored = setup.kernels.packs(values, problem.value_dim);
+    const bool few = as_stored && rows <= setup.kernels.few_rows;
     pack_keys(setup, sequence, kv_head, tile, scratch, &ahead);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
-    Rows rows = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
-    tile.loaded_values = rows.rows < tile.columns || !setup.kernels.packs(rows, problem.value_dim);
-    if (tile.loaded_values) {
-        load_values(setup, tile, scratch);
-        rows = kernels::loaded(scratch.value_at(tile), tile.columns, problem.value_dim);
-    }
-    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), rows, problem.value_dim);
     tile.packed = true;
+    if (few) {
+        return;
+    }
+    if (!as_stored || values.rows < tile.columns) {
+        load_values(setup, tile, scratch);
+        values = kernels::loaded(scratch.value_at(tile), tile.columns, problem.value_dim);
+    }
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), values, problem.value_dim);
 }
 
 /// scratch.scores ← query · keyᵀ over the packed keys, without product_scale and softmax_scale.
@@ -195,6 +199,20 @@ void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, co
                         const ForwardScratch<A>& scratch) {
     setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, keys.columns,
                                 setup.call.problem.head_dim);
+}
+
+/// context += weights · value
+template <class A>
+void add_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const A* weights) {
+    const Problem& problem = setup.call.problem;
+    if (keys.values != nullptr) {
+        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, problem.value_dim);
+        return;
+    }
+    for_each_run(value_rows, problem, *keys.sequence, keys.kv_head, keys.column, keys.columns, [&](const Rows& run) {
+        setup.kernels.add_stored_values(rows.context, weights, run, rows.rows, problem.value_dim);
+        weights += run.rows;
+    });
 }
 
 /// context += weights · value, row by row, leaving out what is masked: 0 × NaN is NaN.
@@ -234,7 +252,7 @@ void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A
     setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
                          {rows.reference, rows.sums}, rows.context, value_dim, rows.rows);
     if (multiply_all) {
-        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, value_dim);
+        add_values(setup, rows, keys, weights);
     } else {
         add_unmasked_values(setup, rows, keys, scratch);
     }

@@ -162,7 +162,7 @@ void MultiplyTileRows(float* c, std::int64_t c_stride, const TileProduct& produc
 }
 
 std::int64_t PairedRoom(std::int64_t width) { return kKeyTile * steps_of(width) * kPairs; }
-std::int64_t ValueRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
+std::int64_t PairedValueRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
 
 // What is packed is stored in 16 bits, or floats that were read from such, their lower halves 0. Sixteen(row, i, width)
 // are numbers i to i + 15 of a row, 0 from `width` on.
@@ -205,7 +205,7 @@ const float* PackQueries(float* room, const Rows& rows, std::int64_t width) {
 }
 
 /// Pairs along D behave like floats that are transposed.
-const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
+const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
     const std::int64_t across = steps_of(width) * kPairs;
     const std::byte* from = rows.data;
     std::int64_t step = rows.stride * 2;
@@ -218,11 +218,12 @@ const float* PackPairs(float* room, const Rows& rows, std::int64_t width, Ahead*
     const auto four_at = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
         return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
     };
-    TransposeFloats(room, kKeyTile, padded(rows.rows), rows.rows, across, four_at, ahead);
+    const std::int64_t columns = padded(rows.rows);
+    TransposeFloats(room, kKeyTile, columns, rows.rows, across, four_at, {ahead, TransposeSteps(columns, across)});
     return room;
 }
 
-const float* PackValues(float* room, const Rows& rows, std::int64_t width) {
+const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
     const std::int64_t across = padded(width);
     OfStored(rows, [&](const auto* from) HWY_ATTR {
         for (std::int64_t r = 0; r < kKeyTile; r += 2) {
@@ -312,13 +313,13 @@ const float* PackColumns(float* room, const float* rows, std::int64_t count, std
     const hn::FixedTag<float, 4> d;
     const hn::FixedTag<std::uint32_t, 4> du;
     const std::int64_t across = padded(width);
-    TransposeFloats(room, kQueryTile / 2, kQueryTile / 2, (count + 1) / 2, across,
-                    [&](std::int64_t pair, std::int64_t i) HWY_ATTR {
-                        const float* first = rows + 2 * pair * across + i;
-                        const auto second = 2 * pair + 1 < count ? hn::Load(d, first + across) : hn::Zero(d);
-                        return hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, hn::Load(d, first))),
-                                                     hn::And(hn::BitCast(du, second), hn::Set(du, 0xFFFF0000U))));
-                    });
+    const auto pair_at = [&](std::int64_t pair, std::int64_t i) HWY_ATTR {
+        const float* first = rows + 2 * pair * across + i;
+        const auto second = 2 * pair + 1 < count ? hn::Load(d, first + across) : hn::Zero(d);
+        return hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, hn::Load(d, first))),
+                                     hn::And(hn::BitCast(du, second), hn::Set(du, 0xFFFF0000U))));
+    };
+    TransposeFloats(room, kQueryTile / 2, kQueryTile / 2, (count + 1) / 2, across, pair_at, {nullptr, 1});
     return room;
 }
 
@@ -334,9 +335,9 @@ void AddOverPairs(float* sums, const float* weights, const float* packed, std::i
 
 const float* SumsTransposed(float* room, const float* sums, std::int64_t width) {
     const std::int64_t across = padded(width);
-    TransposeFloats(room, across, across, across, kKeyTile, [&](std::int64_t row, std::int64_t i) HWY_ATTR {
-        return hn::Load(hn::FixedTag<float, 4>(), sums + row * kKeyTile + i);
-    });
+    const auto four_at = [&](std::int64_t row, std::int64_t i)
+                             HWY_ATTR { return hn::Load(hn::FixedTag<float, 4>(), sums + row * kKeyTile + i); };
+    TransposeFloats(room, across, across, across, kKeyTile, four_at, {nullptr, 1});
     return room;
 }
 
@@ -455,13 +456,14 @@ constexpr Kernels<float> MakeBf16Table() {
     table.scales_queries = false;
     table.query_room = PairedRoom;
     table.key_room = [](std::int64_t width) { return 2 * PairedRoom(width); };
-    table.value_room = ValueRoom;
+    table.value_room = PairedValueRoom;
     table.packs = PacksStored;
     table.pack_queries = PackQueries;
-    table.pack_keys = PackPairs;
-    table.pack_values = PackValues;
+    table.pack_keys = PackKeyPairs;
+    table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
+    table.few_rows = 0;
     table.attended_scores = kMostAttended;
     table.attend = AttendInPhases;
     table.round_weights = RoundRows;

@@ -153,11 +153,12 @@ struct AttendedRows {
     std::int64_t value_dim;
 };
 
-/// A tile of keys and their values, packed. Scores past its columns are to be finished to −∞.
+/// A tile of keys, packed, and their values. Scores past its columns are to be finished to −∞.
 template <class A>
 struct PackedKeys {
     const A* keys;
-    const A* values;
+    const A* values;  // packed, or nullptr where a few rows take them as they are stored
+    Rows stored_values;
     std::int64_t columns;
 };
 
@@ -194,8 +195,8 @@ struct Kernels {
     void (*dot_rows)(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t width);
 
     // Forward's operands in the form that its two products want, made of rows as `load` leaves them, or of stored ones
-    // of which `packs` is true (kQueryTile or kKeyTile of them fit). A form that is those very rows needs no room: pack
-    // returns the rows themselves.
+    // of which `packs` is true (kQueryTile or kKeyTile of them fit), wherever these lie. A form that is those very rows
+    // needs no room: pack returns the rows themselves.
 
     /// Whether queries are packed with the scale; else scores come without it.
     bool scales_queries;
@@ -214,6 +215,11 @@ struct Kernels {
     /// multiple of kRowBlock are there to be read and, of the context, written.
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                        std::int64_t width);
+
+    /// So few rows pass the values once: packing them would cost more than it saves. 0: they are always packed.
+    std::int64_t few_rows;
+    /// add_values with the bits of packed ones for at most few_rows rows, of stored values of which `packs` is true.
+    void (*add_stored_values)(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width);
 
     /// Takes up to kMostAttended tiles of keys, in their order, into the rows' softmax and context: multiply_keys,
     /// what finishes the scores, soften and add_values for each, with those verbs' bits. `scores` is room for

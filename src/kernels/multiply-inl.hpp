@@ -11,9 +11,14 @@
 //
 // 6 × 4 vectors of 32 registers: 24 multiply-adds for 4 + 6 loads, so the two multiply-add ports are the bound. With 16
 // registers, 6 × 2.
+//
+// What b is read again and again lies in panels as wide as the block, one after another. A panel of 64 rows that are
+// 512 bytes apart would be 64 lines for 8 of the 64 sets of a first-level cache: all that 8 ways hold.
 #pragma once
 
-#include "kernels/vector-inl.hpp"
+#include <bit>
+
+#include "kernels/rows-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
@@ -27,6 +32,19 @@ inline constexpr unsigned kBlockColumns = 4;
 inline constexpr unsigned kBlockColumns = 2;
 #endif
 
+/// Width of a packed panel of b.
+template <class A>
+inline constexpr std::int64_t kPanel = kBlockColumns * kWidth<A>;
+
+/// How b is walked, of numbers as they are stored: element (inner, column) at data[inner · inner_step + column], and
+/// the panels `panel_step` apart.
+template <class T>
+struct Right {
+    const T* data;
+    std::int64_t inner_step;
+    std::int64_t panel_step;
+};
+
 /// What the compiler may no longer take for known.
 HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
     __asm__ volatile("" : "+r"(value));
@@ -35,8 +53,8 @@ HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
 
 /// sums += left · b, for kRows rows and kColumns vectors. kFar: more rows, a step apart, than there are registers for
 /// their addresses, so these are counted on from row to row; kept, they would take accumulators' places.
-template <class A, unsigned kRows, unsigned kColumns, bool kFar = false>
-HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& left, const A* HWY_RESTRICT b,
+template <class A, unsigned kRows, unsigned kColumns, bool kFar = false, class T>
+HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& left, const T* HWY_RESTRICT b,
                              std::int64_t b_stride, std::int64_t inner) {
     const Tag<A> d;
     const A* HWY_RESTRICT a = left.data;
@@ -46,7 +64,7 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& lef
         Vec<A> row[kColumns];
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            row[j] = hn::Load(d, b + j * kWidth<A>);
+            row[j] = LoadVector<A>(b + j * kWidth<A>);
         }
         HWY_UNROLL(16)
         for (unsigned r = 0; r < kRows; ++r) {
@@ -65,9 +83,9 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& lef
 }
 
 /// One block of c, kRows rows and kColumns vectors wide.
-template <class A, bool kAdd, unsigned kRows, unsigned kColumns>
-void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left, const A* HWY_RESTRICT b,
-                   std::int64_t b_stride, std::int64_t inner) {
+template <class A, bool kAdd, unsigned kRows, unsigned kColumns, class T>
+void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left, const Right<T>& b,
+                   std::int64_t inner) {
     const Tag<A> d;
     Vec<A> sums[kRows][kColumns];
     HWY_UNROLL(16)
@@ -77,7 +95,7 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
             sums[r][j] = kAdd ? hn::Load(d, c + r * c_stride + j * kWidth<A>) : hn::Zero(d);
         }
     }
-    MultiplyInto<A, kRows, kColumns, (kRows > kBlockRows)>(sums, left, b, b_stride, inner);
+    MultiplyInto<A, kRows, kColumns, (kRows > kBlockRows)>(sums, left, b.data, b.inner_step, inner);
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
@@ -89,47 +107,77 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
 
 /// All rows of kColumns vectors; the last rows in a block of their own height.
 template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kColumns == 1 ? kNarrowRows : kBlockRows>
-void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const A* b, std::int64_t b_stride, std::int64_t rows,
-                  std::int64_t inner) {
+void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const Right<A>& b, std::int64_t rows, std::int64_t inner) {
     for (; rows >= kRows; rows -= kRows) {
-        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, b_stride, inner);
+        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, inner);
         c += kRows * c_stride;
         left.data += kRows * left.row_step;
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyRows<A, kAdd, kColumns, (kRows > kBlockRows ? kBlockRows : kRows - 1)>(c, c_stride, left, b,
-                                                                                           b_stride, rows, inner);
+            MultiplyRows<A, kAdd, kColumns, (kRows > kBlockRows ? kBlockRows : kRows - 1)>(c, c_stride, left, b, rows,
+                                                                                           inner);
         }
     }
 }
 
 template <class A, bool kAdd, unsigned kColumns = kBlockColumns>
-void MultiplyAll(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
-                 std::int64_t inner, std::int64_t width) {
+void MultiplyAll(A* c, std::int64_t c_stride, const Left<A>& left, Right<A> b, std::int64_t rows, std::int64_t inner,
+                 std::int64_t width) {
     constexpr std::int64_t kStep = kColumns * kWidth<A>;
     for (; width >= kStep; width -= kStep) {
-        MultiplyRows<A, kAdd, kColumns>(c, c_stride, left, b, b_stride, rows, inner);
+        MultiplyRows<A, kAdd, kColumns>(c, c_stride, left, b, rows, inner);
         c += kStep;
-        b += kStep;
+        b.data += kColumns == kBlockColumns ? b.panel_step : kStep;
     }
     if constexpr (kColumns > 1) {
         if (width > 0) {
-            MultiplyAll<A, kAdd, kColumns - 1>(c, c_stride, left, b, b_stride, rows, inner, width);
+            MultiplyAll<A, kAdd, kColumns - 1>(c, c_stride, left, b, rows, inner, width);
         }
     }
 }
 
+/// c (rows, width) ← left · b
 template <class A>
-void Multiply(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
+void Multiply(A* c, std::int64_t c_stride, const Left<A>& left, const Right<A>& b, std::int64_t rows,
               std::int64_t inner, std::int64_t width) {
-    MultiplyAll<A, false>(c, c_stride, left, b, b_stride, rows, inner, width);
+    MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);
 }
 
+/// c (rows, width) += left · b
 template <class A>
-void MultiplyAdd(A* c, std::int64_t c_stride, const Left<A>& left, const A* b, std::int64_t b_stride, std::int64_t rows,
+void MultiplyAdd(A* c, std::int64_t c_stride, const Left<A>& left, const Right<A>& b, std::int64_t rows,
                  std::int64_t inner, std::int64_t width) {
-    MultiplyAll<A, true>(c, c_stride, left, b, b_stride, rows, inner, width);
+    MultiplyAll<A, true>(c, c_stride, left, b, rows, inner, width);
+}
+
+/// kRows rows pass b once, as it is stored: c is as many vectors wide as there are sums for.
+template <class A, unsigned kRows, class T,
+          unsigned kColumns = std::min(8U, std::bit_floor(kBlockRows* kBlockColumns / kRows))>
+void AddInOnePass(A* c, std::int64_t c_stride, const Left<A>& left, Right<T> b, std::int64_t inner,
+                  std::int64_t width) {
+    constexpr std::int64_t kStep = kColumns * kWidth<A>;
+    for (; width >= kStep; width -= kStep) {
+        MultiplyBlock<A, true, kRows, kColumns>(c, c_stride, left, b, inner);
+        c += kStep;
+        b.data += kStep;
+    }
+    if constexpr (kColumns > 1) {
+        if (width > 0) {
+            AddInOnePass<A, kRows, T, kColumns / 2>(c, c_stride, left, b, inner, width);
+        }
+    }
+}
+
+/// c (rows, width) += left · b for at most kBlockRows rows.
+template <class A, class T, unsigned kRows = kBlockRows>
+void AddFewRows(A* c, std::int64_t c_stride, const Left<A>& left, const Right<T>& b, std::int64_t rows,
+                std::int64_t inner, std::int64_t width) {
+    if (rows == kRows) {
+        AddInOnePass<A, kRows>(c, c_stride, left, b, inner, width);
+    } else if constexpr (kRows > 1) {
+        AddFewRows<A, T, kRows - 1>(c, c_stride, left, b, rows, inner, width);
+    }
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE

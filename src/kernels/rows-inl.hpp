@@ -166,6 +166,23 @@ void DotRows(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t wi
     }
 }
 
+/// Asks for all lines in equal shares, one before each of some steps.
+class AskedAlong {
+public:
+    AskedAlong(Ahead* ahead, std::int64_t steps)
+        : ahead_(ahead),
+          share_(ahead == nullptr ? 0 : (ahead->lines() + steps - 1) / std::max<std::int64_t>(1, steps)) {}
+    HWY_INLINE void step() const {
+        if (share_ > 0) {
+            ahead_->ask(share_);
+        }
+    }
+
+private:
+    Ahead* ahead_;
+    std::int64_t share_;
+};
+
 #if HWY_TARGET != HWY_SCALAR
 /// Four numbers of each of kLanesWanted rows: rows row, row + 4, row + 8 … one after another.
 template <std::size_t kLanesWanted, class FourOf>
@@ -205,14 +222,10 @@ HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_str
 /// gives four numbers; zeros past them. width and columns are multiples of a vector.
 template <class FourAt>
 HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
-                                std::int64_t width, const FourAt& four_at, Ahead* ahead = nullptr) {
-    const std::int64_t steps = std::max<std::int64_t>(1, columns / kWidth<float> * (width / 4));
-    const std::int64_t share = ahead == nullptr ? 0 : (ahead->lines() + steps - 1) / steps;
+                                std::int64_t width, const FourAt& four_at, const AskedAlong& ahead) {
     for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
         for (std::int64_t i = 0; i < width; i += 4) {
-            if (share > 0) {
-                ahead->ask(share);
-            }
+            ahead.step();
             float* at = to + i * to_stride + r;
             if (r >= rows) {
                 for (std::int64_t column = 0; column < 4; ++column) {
@@ -228,25 +241,56 @@ HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, 
         }
     }
 }
+/// Its steps.
+[[nodiscard]] HWY_INLINE std::int64_t TransposeSteps(std::int64_t columns, std::int64_t width) {
+    return columns / kWidth<float> * (width / 4);
+}
+
+/// Four numbers that are stored side by side.
+template <class T>
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> LoadFour(const T* from) {
+    const hn::FixedTag<float, 4> d;
+    if constexpr (std::is_same_v<T, float>) {
+        return hn::LoadU(d, from);
+    } else {
+        const hn::FixedTag<std::uint16_t, 4> d16;
+        const auto bits = hn::LoadU(d16, reinterpret_cast<const std::uint16_t*>(from));
+        if constexpr (std::is_same_v<T, BFloat16>) {
+            return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(hn::FixedTag<std::uint32_t, 4>(), bits)));
+        } else {
+            return hn::PromoteTo(d, hn::BitCast(hn::FixedTag<hwy::float16_t, 4>(), bits));
+        }
+    }
+}
 #endif
 
-template <class A>
-void Transpose(A* to, const A* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width, Ahead* ahead) {
+/// Rows of keys to panels of kColumns of them, each (padded(width), kColumns), one after another; zeros past the rows
+/// in the vectors of kLanes of which some are there. width is a multiple of 4.
+template <class A, std::int64_t kColumns, class T>
+void TransposeToPanels(A* to, const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width,
+                       Ahead* ahead) {
+    const std::int64_t columns = padded(rows);
+    const std::int64_t across = padded(width);
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
-        // Past the width there are zeros up to a multiple of a vector, and `to` has rows for them.
-        const auto four_at = [&](std::int64_t row, std::int64_t i)
-                                 HWY_ATTR { return hn::Load(hn::FixedTag<float, 4>(), from + row * from_stride + i); };
-        TransposeFloats(to, kKeyTile, padded(rows), rows, padded(width), four_at, ahead);
+        const AskedAlong asked(ahead, TransposeSteps(columns, across));
+        for (std::int64_t first = 0; first < columns; first += kColumns, to += kColumns * across) {
+            TransposeFloats(
+                to, kColumns, std::min(kColumns, columns - first), rows - first, across,
+                [&](std::int64_t row, std::int64_t i)
+                    HWY_ATTR { return LoadFour(from + (first + row) * from_stride + i); },
+                asked);
+        }
         return;
     }
 #endif
     if (ahead != nullptr) {
         ahead->ask(ahead->lines());
     }
-    for (std::int64_t i = 0; i < width; ++i) {
-        for (std::int64_t r = 0; r < padded(rows); ++r) {
-            to[i * kKeyTile + r] = r < rows ? from[r * from_stride + i] : A(0);
+    for (std::int64_t r = 0; r < columns; ++r) {
+        A* column = to + r / kColumns * kColumns * across + r % kColumns;
+        for (std::int64_t i = 0; i < width; ++i) {
+            column[i * kColumns] = r < rows ? detail::convert<A>(from[r * from_stride + i]) : A(0);
         }
     }
 }

@@ -13,22 +13,38 @@
 HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
 
-// Forward's operands: queries and values as they are, keys transposed.
+// Forward's operands: queries as they are, keys transposed, both keys and values in panels as wide as a block of the
+// product.
 
 inline void Nothing() {}
 inline std::int64_t NoRoom(std::int64_t /*width*/) { return 0; }
 inline std::int64_t KeyRoom(std::int64_t width) { return kKeyTile * padded(width); }
+template <class A>
+std::int64_t ValueRoom(std::int64_t width) {
+    return kKeyTile * ((padded(width) + kPanel<A> - 1) / kPanel<A> * kPanel<A>);
+}
 
 template <class A>
 const A* Numbers(const Rows& rows) {
     return reinterpret_cast<const A*>(rows.data);
 }
 
-/// As `load` would leave them.
+/// visit(the rows' numbers as they are stored), of a type that vectors of A are read from.
+template <class A, class Visit>
+void WithVectors(const Rows& rows, const Visit& visit) {
+    detail::with_storage(rows.dtype, rows.data, [&]<class T>(const T* numbers) {
+        if constexpr (kVectorised<A, T>) {
+            visit(numbers);
+        }
+    });
+}
+
+/// Wherever the rows lie: nothing of them is anything but whole vectors.
 template <class A>
 bool Packs(const Rows& rows, std::int64_t width) {
-    return rows.dtype == dtype_of<A> && rows.stride == width && width == padded(width) &&
-           reinterpret_cast<std::uintptr_t>(rows.data) % (kLanes * sizeof(float)) == 0;
+    bool packs = false;
+    WithVectors<A>(rows, [&](const auto* /*numbers*/) { packs = width == padded(width); });
+    return packs;
 }
 
 template <class A>
@@ -42,20 +58,49 @@ const A* SumsOfAsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std
 
 template <class A>
 const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
-    Transpose(room, Numbers<A>(rows), rows.stride, rows.rows, width, ahead);
+    WithVectors<A>(rows, [&](const auto* from) {
+        TransposeToPanels<A, kPanel<A>>(room, from, rows.stride, rows.rows, width, ahead);
+    });
+    return room;
+}
+
+/// room: panels (kKeyTile, kPanel) of the values, one after another.
+template <class A>
+const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
+    WithVectors<A>(rows, [&](const auto* from) HWY_ATTR {
+        A* panel = room;
+        for (std::int64_t first = 0; first < padded(width); first += kPanel<A>, panel += kKeyTile * kPanel<A>) {
+            const std::int64_t columns = std::min(kPanel<A>, padded(width) - first);
+            for (std::int64_t r = 0; r < rows.rows; ++r) {
+                for (std::int64_t c = 0; c < columns; c += kWidth<A>) {
+                    hn::Store(LoadVector<A>(from + r * rows.stride + first + c), Tag<A>(), panel + r * kPanel<A> + c);
+                }
+            }
+        }
+    });
     return room;
 }
 
 template <class A>
 void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
                   std::int64_t width) {
-    Multiply(scores, kKeyTile, {queries, padded(width), 1}, keys, kKeyTile, rows, width, padded(columns));
+    Multiply(scores, kKeyTile, {queries, padded(width), 1}, {keys, kPanel<A>, kPanel<A> * padded(width)}, rows, width,
+             padded(columns));
 }
 
 template <class A>
 void AddValues(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                std::int64_t width) {
-    MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, values, padded(width), rows, columns, padded(width));
+    MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, {values, kPanel<A>, kPanel<A> * kKeyTile}, rows,
+                columns, padded(width));
+}
+
+template <class A>
+void AddStoredValues(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width) {
+    WithVectors<A>(values, [&]<class T>(const T* from) {
+        AddFewRows<A, T>(context, padded(width), {weights, kKeyTile, 1}, {from, values.stride, 0}, rows, values.rows,
+                         padded(width));
+    });
 }
 
 template <class A>
@@ -67,7 +112,11 @@ void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_
         }
         Soften<A, ExactWeights<A>>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
                                    rows.rows);
-        AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
+        if (tiles[tile].values != nullptr) {
+            AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
+        } else {
+            AddStoredValues(rows.context, scores, tiles[tile].stored_values, rows.rows, rows.value_dim);
+        }
     }
 }
 
@@ -84,7 +133,8 @@ const A* WeightsAsTheyAre(A* /*room*/, const A* weights, std::int64_t /*rows*/) 
 template <class A>
 void AddOverQueries(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
                     std::int64_t width) {
-    MultiplyAdd(sums, padded(width), {weights, 1, kKeyTile}, packed, padded(width), columns, rows, padded(width));
+    MultiplyAdd(sums, padded(width), {weights, 1, kKeyTile}, {packed, padded(width), kPanel<A>}, columns, rows,
+                padded(width));
 }
 
 template <class A>
@@ -102,13 +152,15 @@ constexpr Kernels<A> MakeTable() {
             .scales_queries = true,
             .query_room = NoRoom,
             .key_room = KeyRoom,
-            .value_room = NoRoom,
+            .value_room = ValueRoom<A>,
             .packs = Packs<A>,
             .pack_queries = AsTheyAre<A>,
             .pack_keys = PackKeys<A>,
-            .pack_values = AsTheyAre<A>,
+            .pack_values = PackValues<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
+            .few_rows = kBlockRows,
+            .add_stored_values = AddStoredValues<A>,
             .attended_scores = 1,
             .attend = Attend<A>,
             .round_weights = AsItIs<A>,
