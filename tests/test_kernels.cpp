@@ -269,7 +269,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                 const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
                 kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim);
                 kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},
-                               apart.context.data, kValueDim, rows);
+                               apart.context.data, kValueDim, rows, kKeyTile);
                 kernels.add_values(apart.context.data, scores.data, packed_values[at], rows, kKeyTile, kValueDim);
                 moves += std::equal(before.begin(), before.end(), apart.reference.data) ? 0 : 1;
             }
@@ -395,7 +395,7 @@ TEST_P(EverySet, SoftenIsAlwaysRelativeToItsReference) {
             scores.data[c] = c == 7 ? -kInfinity : height - static_cast<float>(c) * 0.25F;
         }
         const float before = reference;
-        kernels.soften(weights.data, scores.data, 1.0F, nullptr, {&reference, sums.data}, context.data, 1, 1);
+        kernels.soften(weights.data, scores.data, 1.0F, nullptr, {&reference, sums.data}, context.data, 1, 1, kKeyTile);
         EXPECT_GE(reference, height - 8.0F);
         if (before != -kInfinity) {
             const double shrink = std::exp(static_cast<double>(before) - static_cast<double>(reference));

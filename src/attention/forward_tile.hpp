@@ -250,7 +250,7 @@ void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A
     const bool multiply_all = unmasked || keys.finite_values;
     A* weights = multiply_all ? scores : scratch.weights;
     setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
-                         {rows.reference, rows.sums}, rows.context, value_dim, rows.rows);
+                         {rows.reference, rows.sums}, rows.context, value_dim, rows.rows, kKeyTile);
     if (multiply_all) {
         add_values(setup, rows, keys, weights);
     } else {

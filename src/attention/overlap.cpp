@@ -125,19 +125,17 @@ ByteRange byte_range(const ConstTensorView& view, const char* name) {
 }
 
 bool overlaps_itself(const ConstTensorView& view) {
-    if (view.empty()) {
+    if (view.empty() || view.strides == contiguous_strides(view.shape)) {
         return false;
     }
     const Runs runs = runs_of(view);
     return runs.repeats || !runs.nested();
 }
 
-bool overlap(const ConstTensorView& a, const ConstTensorView& b) {
+bool overlap(const ConstTensorView& a, const ByteRange& range_a, const ConstTensorView& b, const ByteRange& range_b) {
     if (a.empty() || b.empty()) {
         return false;
     }
-    const ByteRange range_a = byte_range(a, "view");
-    const ByteRange range_b = byte_range(b, "view");
     if (range_a.end <= range_b.begin || range_b.end <= range_a.begin) {
         return false;
     }

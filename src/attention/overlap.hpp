@@ -18,9 +18,10 @@ struct ByteRange {
 /// an array); of others it says yes.
 [[nodiscard]] bool overlaps_itself(const ConstTensorView& view);
 
-/// Whether any byte belongs to both. Interleaved views, such as q and out in one [B, T, 2, H, D] array, are told apart
-/// row by row, in time proportional to their rows and without memory; two such views of which one overlaps itself count
-/// as overlapping where their ranges do.
-[[nodiscard]] bool overlap(const ConstTensorView& a, const ConstTensorView& b);
+/// Whether any byte belongs to both, of which the ranges are known. Interleaved views, such as q and out in one [B, T,
+/// 2, H, D] array, are told apart row by row, in time proportional to their rows and without memory; two such views of
+/// which one overlaps itself count as overlapping where their ranges do.
+[[nodiscard]] bool overlap(const ConstTensorView& a, const ByteRange& range_a, const ConstTensorView& b,
+                           const ByteRange& range_b);
 
 }  // namespace qkv::detail

@@ -88,18 +88,32 @@ void check_overlap(std::span<const NamedView> outputs, std::span<const NamedView
     const auto refuse = [](const NamedView& a, const char* b) {
         fail(ErrorCode::invalid_argument, a.name, " overlaps ", b, "; expected memory of its own");
     };
-    for (std::size_t i = 0; i < outputs.size(); ++i) {
-        if (overlaps_itself(outputs[i].view)) {
-            refuse(outputs[i], "itself (strides that visit an element twice)");
-        }
-        for (std::size_t j = 0; j < i; ++j) {
-            if (overlap(outputs[i].view, outputs[j].view)) {
-                refuse(outputs[i], outputs[j].name);
+    // Those that are given, few of many most often, each with its range.
+    struct Given {
+        const NamedView* named = nullptr;
+        ByteRange range;
+    };
+    std::array<Given, kMostNamedViews> given;
+    std::size_t count = 0;
+    const auto take = [&](std::span<const NamedView> views) {
+        for (const NamedView& one : views) {
+            if (!one.view.empty()) {
+                given.at(count++) = {&one, byte_range(one.view, one.name)};
             }
         }
-        for (const NamedView& input : inputs) {
-            if (overlap(outputs[i].view, input.view)) {
-                refuse(outputs[i], input.name);
+    };
+    take(outputs);
+    const std::size_t outputs_given = count;
+    take(inputs);
+    for (std::size_t i = 0; i < outputs_given; ++i) {
+        const Given& output = given[i];
+        if (overlaps_itself(output.named->view)) {
+            refuse(*output.named, "itself (strides that visit an element twice)");
+        }
+        for (std::size_t j = 0; j < count; ++j) {
+            const bool earlier_or_input = j < i || j >= outputs_given;
+            if (earlier_or_input && overlap(output.named->view, output.range, given[j].named->view, given[j].range)) {
+                refuse(*output.named, given[j].named->name);
             }
         }
     }

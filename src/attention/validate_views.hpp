@@ -43,6 +43,9 @@ template <class View>
 [[nodiscard]] inline NamedView named(const char* name, const ConstTensorView& view) { return {name, view}; }
 [[nodiscard]] NamedView named_bytes(const char* name, std::span<std::byte> bytes);
 
+/// Views that one call of check_overlap takes.
+inline constexpr std::size_t kMostNamedViews = 24;
+
 /// No output overlaps itself, another output or an input.
 void check_overlap(std::span<const NamedView> outputs, std::span<const NamedView> inputs);
 

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <sstream>
 #include <string>
-#include <string_view>
 #include <type_traits>
 
 #include "qkv/error.hpp"
@@ -24,8 +23,10 @@ template <class... Part>
     throw Error(code, concat(part...));
 }
 
-/// a * b for sizes; throws Error(out_of_range) naming `what` when the product does not fit 63 bits.
-[[nodiscard]] inline std::int64_t checked_multiply(std::int64_t a, std::int64_t b, std::string_view what) {
+/// a * b for sizes; throws Error(out_of_range) naming `what`, anything that streams, when the product does not fit 63
+/// bits.
+template <class What>
+[[nodiscard]] std::int64_t checked_multiply(std::int64_t a, std::int64_t b, const What& what) {
     std::int64_t product = 0;
     if (__builtin_mul_overflow(a, b, &product)) {
         fail(ErrorCode::out_of_range, what, ": ", a, " × ", b, " does not fit 64 bits");

@@ -443,8 +443,8 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
         if (i > taken && AnyMoves(at, rows.scale, rows.softmax.reference, rows.rows)) {
             take(i);
         }
-        Soften<float, CoarseWeights>(at, at, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
-                                     rows.rows);
+        Soften<float, CoarseWeights>(at, at, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim, rows.rows,
+                                     kKeyTile);
     }
     take(count);
 }

@@ -267,9 +267,10 @@ struct Kernels {
 
     /// Takes scale · scores into the rows' softmax: weights ← exp(scale · scores − reference) · factors (nullptr: 1),
     /// the sums without them. `weights` may be `scores`; add_values knows what it holds. Where the reference moves, the
-    /// row's sums and its context (rows, padded(width)) shrink with it.
+    /// row's sums and its context (rows, padded(width)) shrink with it. Past `columns` all scores of the tile are −∞,
+    /// and there may be no weights.
     void (*soften)(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
-                   std::int64_t width, std::int64_t rows);
+                   std::int64_t width, std::int64_t rows, std::int64_t columns);
     /// factors (kKeyTile) ← keep_scale where the draw is at least drop_below, else 0, as from `columns` on.
     void (*draw_factors)(A* factors, const DropoutRow<A>& row, std::int64_t columns);
     /// weights ← exp(scores − base[row]), base −∞ taken for 0.

@@ -97,6 +97,9 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
                 hn::Store(hn::Mul(x, scale), d, to + i);
             }
         }
+        for (std::int64_t rest = i; rest < padded(width); rest += kWidth<A>) {
+            hn::Store(hn::Zero(d), d, to + rest);
+        }
         if (i < width) {
             A last = A(0);
             for (; i < width; ++i) {
@@ -105,9 +108,6 @@ bool LoadTyped(A* HWY_RESTRICT to, std::int64_t to_stride, const T* HWY_RESTRICT
                 to[i] = x * factor;
             }
             zeros = hn::Or(zeros, hn::Set(d, last));
-        }
-        for (const std::int64_t end = padded(width); i < end; ++i) {
-            to[i] = A(0);
         }
         from += from_stride;
         to += to_stride;
@@ -265,7 +265,7 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> LoadFour(const T* from) {
 #endif
 
 /// Rows of keys to panels of kColumns of them, each (padded(width), kColumns), one after another; zeros past the rows
-/// in the vectors of kLanes of which some are there. width is a multiple of 4.
+/// in the vectors of kLanes of which some are there. Numbers up to the next multiple of four are there to be read.
 template <class A, std::int64_t kColumns, class T>
 void TransposeToPanels(A* to, const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width,
                        Ahead* ahead) {
@@ -273,10 +273,11 @@ void TransposeToPanels(A* to, const T* from, std::int64_t from_stride, std::int6
     const std::int64_t across = padded(width);
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
-        const AskedAlong asked(ahead, TransposeSteps(columns, across));
+        const std::int64_t whole = (width + 3) / 4 * 4;
+        const AskedAlong asked(ahead, TransposeSteps(columns, whole));
         for (std::int64_t first = 0; first < columns; first += kColumns, to += kColumns * across) {
             TransposeFloats(
-                to, kColumns, std::min(kColumns, columns - first), rows - first, across,
+                to, kColumns, std::min(kColumns, columns - first), rows - first, whole,
                 [&](std::int64_t row, std::int64_t i)
                     HWY_ATTR { return LoadFour(from + (first + row) * from_stride + i); },
                 asked);

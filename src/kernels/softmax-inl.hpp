@@ -28,12 +28,16 @@ template <class A>
 void Add(A* scores, const Rows& bias, A factor) {
     const Tag<A> d;
     detail::with_storage(bias.dtype, bias.data, [&]<class T>(const T* from) HWY_ATTR {
-        for (std::int64_t r = 0; r < bias.rows; ++r, from += bias.stride, scores += kKeyTile) {
+        // Copies: what is captured would be read again after every store.
+        A* to = scores;
+        const auto scale = hn::Set(d, factor);
+        const auto masked = hn::Set(d, kMinusInfinity<A>);
+        const std::int64_t stride = bias.stride;
+        for (std::int64_t left = bias.rows; left > 0; --left, from += stride, to += kKeyTile) {
             for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
                 const auto add = LoadNumbers<A>(from + c);
-                const auto sum = hn::Add(hn::Mul(hn::Load(d, scores + c), hn::Set(d, factor)), add);
-                const auto masked = hn::Set(d, kMinusInfinity<A>);
-                hn::Store(hn::IfThenElse(hn::Eq(add, masked), masked, sum), d, scores + c);
+                const auto sum = hn::Add(hn::Mul(hn::Load(d, to + c), scale), add);
+                hn::Store(hn::IfThenElse(hn::Eq(add, masked), masked, sum), d, to + c);
             }
         }
     });
@@ -162,16 +166,17 @@ inline constexpr std::size_t kAtOnce = std::min(kSideBySide, static_cast<std::si
 
 template <class A, class Weights, bool kScaled>
 void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
-                A* context, std::int64_t width, std::int64_t rows) {
+                A* context, std::int64_t width, std::int64_t rows, std::int64_t columns) {
     const Tag<A> d;
     const auto factor = hn::Set(d, scale);
     constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
+    const std::int64_t end = (columns + kStep - 1) / kStep * kStep;  // past the columns all is −∞
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
         A* weight = weights + r * kKeyTile;
         A* sums = softmax.sums + r * kLanes;
         auto largest = hn::Load(d, score);
-        for (std::int64_t c = kWidth<A>; c < kKeyTile; c += kWidth<A>) {
+        for (std::int64_t c = kWidth<A>; c < end; c += kWidth<A>) {
             largest = hn::Max(largest, hn::Load(d, score + c));
         }
         largest = kScaled ? hn::Mul(largest, factor) : largest;
@@ -182,7 +187,7 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
         // A row of nothing but −∞ must not become −∞ − −∞.
         const typename Weights::Row exp(reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
-        for (std::int64_t c = 0; c < kKeyTile; c += kStep) {
+        for (std::int64_t c = 0; c < end; c += kStep) {
             Vec<A> w[kAtOnce<A>];
             ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
                 const auto x = hn::Load(d, score + c + static_cast<std::int64_t>(v) * kWidth<A>);
@@ -204,9 +209,9 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
 
 template <class A, class Weights>
 void Soften(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
-            std::int64_t width, std::int64_t rows) {
+            std::int64_t width, std::int64_t rows, std::int64_t columns) {
     const auto soften = scale == A(1) ? SoftenRows<A, Weights, false> : SoftenRows<A, Weights, true>;
-    soften(weights, scores, scale, factors, softmax, context, width, rows);
+    soften(weights, scores, scale, factors, softmax, context, width, rows, columns);
 }
 
 template <class A, class Weights>

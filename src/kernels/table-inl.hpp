@@ -111,7 +111,7 @@ void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_
             rows.finish.apply(rows.finish.with, tile, scores);
         }
         Soften<A, ExactWeights<A>>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
-                                   rows.rows);
+                                   rows.rows, tiles[tile].columns);
         if (tiles[tile].values != nullptr) {
             AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
         } else {
