@@ -5,6 +5,7 @@
     ./dev bench --case 'prompt-*' --only qkv torch --threads 1
     ./dev bench --multiply                  the products of linear layers beside torch's
     ./dev bench --multi-head                multi-head attention with its projections, beside eight ways of torch
+    ./dev bench --properties                what masks, threads and options cost qkv itself; writes docs/properties.md
     ./dev bench --training                  a small GPT that learns, beside torch eager and torch.compile
     ./dev bench --compare before.jsonl after.jsonl
     ./dev bench --page results.jsonl        docs/benchmarks.md again from such files
@@ -42,6 +43,8 @@ def arguments():
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
     parser.add_argument("--multi-head", action="store_true",
                         help="multi-head attention whole beside eight ways of torch; nothing else is timed")
+    parser.add_argument("--properties", action="store_true",
+                        help="what masks, threads and options cost; nothing else is timed")
     parser.add_argument("--training", action="store_true",
                         help="steps of training a GPT beside torch's, and their memory; nothing else is timed")
     parser.add_argument("--peaks", type=pathlib.Path, default=ROOT / "build/release/bin/measure_peaks",
@@ -169,6 +172,32 @@ def write_page(head, rows):
     print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
 
 
+def instruction_set():
+    """What qkv uses, of those that this machine has."""
+    done = subprocess.run([pathlib.Path(sys.executable).with_name("qkv"), "info"], check=True, capture_output=True,
+                          text=True)
+    return next(line.split()[0] for line in done.stdout.splitlines() if line.split()[1:2] == ["used"])
+
+
+def write_properties(threads, seconds):
+    import properties
+
+    page = ROOT / "docs" / "properties.md"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    text = [f"""# Properties
+
+Made by `./dev bench --properties`; do not edit. Machine: {machine()}. {now:%Y-%m-%d %H:%M} UTC, {revision()}, kernels for
+{instruction_set()}.
+"""]
+    for line in properties.lines(threads, seconds):
+        print(line, flush=True)
+        text.append(line)
+    part = page.with_suffix(".md.part")
+    part.write_text("\n".join(text).rstrip() + "\n", encoding="utf-8")
+    part.rename(page)
+    print(f"wrote {page.relative_to(ROOT)}", file=sys.stderr)
+
+
 def moved_bytes(case):
     width = 4 if case.dtype == "f32" else 2
     queries = case.batch * case.heads * case.queries * (case.head_dim + case.value_dim) * width
@@ -199,6 +228,9 @@ def main():
 
         counts = options.threads or sorted({1, os.cpu_count() or 1})
         print("\n".join(multi_head.compare(options.peaks.with_name("bench_multi_head"), counts, 10 * options.seconds)))
+        return
+    if options.properties:
+        write_properties(max(options.threads or [os.cpu_count() or 1]), options.seconds)
         return
     if options.training:
         import training
