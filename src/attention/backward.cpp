@@ -180,7 +180,7 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
             row_statistics(setup, tile.sequence, item % problem.heads, tile.begin, tile.count, scratch, statistics);
         }
     });
-    if (gradients.dq || gradients.dk || gradients.dv || gradients.dalibi) {
+    if (gradients.dq || gradients.dk || gradients.dv || gradients.dalibi || setup.writes_bias) {
         run_panels(setup, plan, workspace, runtime, statistics, room);
     }
     if (gradients.dalibi) {
@@ -190,7 +190,7 @@ void run_typed(const BackwardCall& call, const Plan& plan, const Runtime& runtim
         for_each_item(problem.heads,
                       [&](const BackwardScratch<A>&, std::int64_t head) { sink_gradient(setup, head, statistics); });
     }
-    if (gradients.dbias) {
+    if (gradients.dbias && !setup.writes_bias) {
         run_bias_pass(setup, plan, workspace, runtime, statistics);
     }
 }

@@ -154,8 +154,11 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
     std::int64_t count = 0;
     for (std::int64_t row = begin; row < std::min(begin + cut.tokens, sequence.queries); row += kQueryTile) {
         for (std::int64_t head = first_head; head < end_head; ++head) {
-            (void)load_query_side(setup, sequence, head, row, std::min(kQueryTile, sequence.queries - row), count++,
-                                  scratch);
+            const std::int64_t rows = std::min(kQueryTile, sequence.queries - row);
+            (void)load_query_side(setup, sequence, head, row, rows, count++, scratch);
+            for (std::int64_t query = row; setup.writes_bias && query < row + rows; ++query) {
+                clear_bias_row(*call.gradients.dbias, sequence.batch, head, query);  // tiles may be skipped
+            }
         }
     }
     const std::span tiles(scratch.tiles, static_cast<std::size_t>(count));
@@ -182,6 +185,9 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
             bias_gradient_tile(setup, tile, rows, statistics, scratch);
             if (call.gradients.dalibi) {
                 rows.slope_gradient += slope_gradient(tile, scratch.d_scores);
+            }
+            if (setup.writes_bias) {
+                write_bias_tile(setup, tile, scratch.d_scores);
             }
             product_gradient_tile(problem, tile, scratch);
             add_gradients(setup, tile, rows, *sums, scratch);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "attention/backward.hpp"
 #include "attention/dropout.hpp"
@@ -56,6 +57,10 @@ struct BackwardSetup {
         const auto kept = [&](const std::optional<TensorView>& view) {
             return !view || (view->dtype == call.problem.compute && !kernels.sums_transposed);
         };
+        const std::optional<TensorView>& dbias = call.gradients.dbias;
+        const Problem& problem = call.problem;
+        writes_bias = dbias && !problem.packed() &&
+                      dbias->shape == Shape4{problem.batch, problem.heads, problem.queries, problem.keys};
         gathers = panels.most_panels > 1 && !(kept(call.gradients.dk) && kept(call.gradients.dv));
     }
 
@@ -66,6 +71,8 @@ struct BackwardSetup {
     A product_scale = A(1);
     /// Whether sums of dK and dV need room of their own between panels; else they wait in dk and dv.
     bool gathers = false;
+    /// Whether each number of dbias is the gradient of one score: then it is written where that is computed.
+    bool writes_bias = false;
 };
 
 /// A tile of queries and of dO in the forms that the products want, with the dQ it gathers.
@@ -360,7 +367,36 @@ void add_gradients(const BackwardSetup<A>& setup, const Tile& tile, const QueryT
     }
 }
 
-/// Writes dbias, its items shared out over the runtime's tasks.
+/// One row of dbias ← 0, of a head's query (counted in the batch).
+inline void clear_bias_row(const TensorView& dbias, std::int64_t batch, std::int64_t head, std::int64_t query) {
+    if (dbias.strides[3] == 1) {
+        std::memset(dbias.at(batch, head, query, 0), 0, static_cast<std::size_t>(dbias.size(3) * size_of(dbias.dtype)));
+        return;
+    }
+    const double nothing = 0.0;
+    for (std::int64_t key = 0; key < dbias.size(3); ++key) {
+        store(dbias.at(batch, head, query, key), dbias.dtype, 1, &nothing, 1);
+    }
+}
+
+/// The tile's part of a dbias that is not repeated ← its score gradients.
+template <class A>
+void write_bias_tile(const BackwardSetup<A>& setup, const Tile& tile, const A* d_scores) {
+    const TensorView& dbias = *setup.call.gradients.dbias;
+    const auto row_at = [&](std::int64_t r) {
+        return dbias.at(tile.sequence->batch, tile.head, tile.row + r, tile.column);
+    };
+    if (dbias.strides[3] == 1 && tile.columns == kKeyTile) {
+        const A one = A(1);
+        setup.kernels.store({row_at(0), dbias.dtype, dbias.strides[2], tile.rows}, d_scores, kKeyTile, &one, 0);
+        return;
+    }
+    for (std::int64_t r = 0; r < tile.rows; ++r) {
+        store(row_at(r), dbias.dtype, dbias.strides[3], d_scores + r * kKeyTile, tile.columns);
+    }
+}
+
+/// Writes dbias where it is repeated, its items shared out over the runtime's tasks.
 template <class A>
 void run_bias_pass(const BackwardSetup<A>& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
                    const RowStatistics<A>& statistics);

@@ -1,4 +1,6 @@
 // The gradient of an additive bias, summed over the dimensions along which the bias is repeated.
+#include <numeric>
+
 #include "attention/backward_tile.hpp"
 #include "core/check.hpp"
 
@@ -88,9 +90,14 @@ private:
 template <class A>
 void add_tile(const BiasItems& items, const Tile& tile, const BackwardScratch<A>& scratch) {
     for (std::int64_t r = 0; r < tile.rows; ++r) {
-        for (std::int64_t c = 0; c < tile.columns; ++c) {
-            const std::int64_t at = (items.by_row() ? r * kKeyTile : 0) + (items.by_column() ? c : 0);
-            scratch.d_bias[at] += static_cast<double>(scratch.d_scores[r * kKeyTile + c]);
+        double* __restrict__ to = scratch.d_bias + (items.by_row() ? r * kKeyTile : 0);
+        const A* from = scratch.d_scores + r * kKeyTile;
+        if (items.by_column()) {
+            for (std::int64_t c = 0; c < tile.columns; ++c) {
+                to[c] += static_cast<double>(from[c]);
+            }
+        } else {
+            *to = std::accumulate(from, from + tile.columns, *to);
         }
     }
 }
@@ -143,31 +150,23 @@ void bias_item(const BackwardSetup<A>& setup, const BiasItems& items, const Bias
     }
 }
 
-/// Where packed sequences do not meet, nobody owns dbias: it is 0.
-void zero(const TensorView& view) {
-    const double nothing = 0.0;
-    for (std::int64_t b = 0; b < view.size(0); ++b) {
-        for (std::int64_t h = 0; h < view.size(1); ++h) {
-            for (std::int64_t i = 0; i < view.size(2); ++i) {
-                for (std::int64_t j = 0; j < view.size(3); ++j) {
-                    store(view.at(b, h, i, j), view.dtype, 1, &nothing, 1);
-                }
-            }
-        }
-    }
-}
-
 }  // namespace
 
 template <class A>
 void run_bias_pass(const BackwardSetup<A>& setup, const Plan& plan, const Workspace& workspace, const Runtime& runtime,
                    const RowStatistics<A>& statistics) {
     const BackwardCall& call = setup.call;
-    zero(*call.gradients.dbias);
+    const TensorView& dbias = *call.gradients.dbias;
+    if (call.problem.packed() || call.problem.sequences == 0) {  // where sequences do not meet, nobody owns it: it is 0
+        for (std::int64_t row = 0; row < dbias.size(0) * dbias.size(1) * dbias.size(2); ++row) {
+            const std::int64_t head = row / dbias.size(2);
+            clear_bias_row(dbias, head / dbias.size(1), head % dbias.size(1), row % dbias.size(2));
+        }
+    }
     if (call.problem.sequences == 0) {
         return;
     }
-    const BiasItems items(call.problem, *call.gradients.dbias);
+    const BiasItems items(call.problem, dbias);
     run_items<BackwardScratch<A>>(setup, plan, workspace, runtime, items.count(),
                                   [&](BackwardScratch<A>& scratch, std::int64_t number) {
                                       bias_item(setup, items, items.item(number), statistics, scratch);
