@@ -109,9 +109,9 @@ TEST(AttentionBits, DoNotDependOnThePanelsOfAChain) {
 
 /// The last token alone: its heads share a tile of rows. In the call for all tokens they do not.
 template <class T>
-void check_last_token() {
+void check_last_token(std::int64_t head_dim, std::int64_t value_dim) {
     const support::Sizes sizes{
-        .batch = 2, .heads = 6, .kv_heads = 2, .queries = 90, .keys = 90, .head_dim = 40, .value_dim = 24};
+        .batch = 2, .heads = 6, .kv_heads = 2, .queries = 90, .keys = 90, .head_dim = head_dim, .value_dim = value_dim};
     AttentionOptions options;
     options.mask = Mask::window(77, 0, Align::bottom_right);
     Small<T> all(sizes);
@@ -122,21 +122,25 @@ void check_last_token() {
     last.k = all.k;
     last.v = all.v;
     for (std::int64_t head = 0; head < 12; ++head) {
-        std::copy_n(all.q.begin() + (head * 90 + 89) * 40, 40, last.q.begin() + head * 40);
+        std::copy_n(all.q.begin() + (head * 90 + 89) * head_dim, head_dim, last.q.begin() + head * head_dim);
     }
     for (const std::int64_t threads : {1, 3}) {
         last.forward(options, Runtime(threads));
         for (std::int64_t head = 0; head < 12; ++head) {
-            EXPECT_TRUE(support::same_bits(last.out.data() + head * 24, all.out.data() + (head * 90 + 89) * 24, 24));
+            EXPECT_TRUE(support::same_bits(last.out.data() + head * value_dim,
+                                           all.out.data() + (head * 90 + 89) * value_dim,
+                                           static_cast<std::size_t>(value_dim)));
             EXPECT_EQ(last.lse[static_cast<std::size_t>(head)], all.lse[static_cast<std::size_t>(head * 90 + 89)]);
         }
     }
 }
 
 TEST(AttentionBits, AreThoseOfTheSameTokenAmongOthers) {
-    check_last_token<float>();
-    check_last_token<BFloat16>();
-    check_last_token<Float16>();
+    for (const auto& [head_dim, value_dim] : {std::pair{40, 24}, {16, 48}, {48, 144}}) {  // packed, or as they lie
+        check_last_token<float>(head_dim, value_dim);
+        check_last_token<BFloat16>(head_dim, value_dim);
+        check_last_token<Float16>(head_dim, value_dim);
+    }
 }
 
 TEST(AttentionBits, AreTheSameInEveryRun) {

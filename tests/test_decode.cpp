@@ -242,28 +242,30 @@ void poison_tails(const KvCache& cache, SequenceId id) {
 TEST(Decode, UnusedMemoryChangesNoBit) {
     Decoded clean;
     Decoded poisoned;
-    const auto run = [](Decoded& d, bool poison) {
+    const auto run = [](Decoded& d, bool poison, std::int64_t tokens) {
         KvCache pages = KvCache::paged(kLayout, {.blocks = 40, .block_tokens = 32});
         KvCache rings = KvCache::windowed(kLayout, {.window = 50, .max_append = 3, .block_tokens = 16});
         const SequenceId page = pages.add();
         const SequenceId ring = rings.add();
         std::vector<float> out;
-        for (std::int64_t at = 0; at < 200; at += 3) {
-            d.append(pages, page, at, 3);
-            d.append(rings, ring, at, 3);
+        for (std::int64_t at = 0; at < 200; at += tokens) {
+            d.append(pages, page, at, tokens);
+            d.append(rings, ring, at, tokens);
             if (poison) {
                 poison_tails(pages, page);
                 poison_tails(rings, ring);
             }
             for (const auto& [cache, id] : {std::pair(&pages, page), std::pair(&rings, ring)}) {
-                attention(Decoded::tokens(d.p.q, kHeads, at, 3), *cache, {{&id, 1}},
-                          Decoded::tokens(d.p.out, kHeads, at, 3), d.options());
+                attention(Decoded::tokens(d.p.q, kHeads, at, tokens), *cache, {{&id, 1}},
+                          Decoded::tokens(d.p.out, kHeads, at, tokens), d.options());
                 out.insert(out.end(), d.p.out.begin(), d.p.out.end());
             }
         }
         return out;
     };
-    EXPECT_TRUE(same_bits(run(clean, false), run(poisoned, true)));
+    for (const std::int64_t tokens : {3, 1}) {  // nine rows a tile, and three, which take values as they lie
+        EXPECT_TRUE(same_bits(run(clean, false, tokens), run(poisoned, true, tokens))) << tokens;
+    }
 }
 
 TEST(Decode, AMaskedNaNIsNotSeenAndAnAllowedOneIs) {

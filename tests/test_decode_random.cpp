@@ -69,7 +69,7 @@ private:
 
     void make_sizes() {
         constexpr DType kTypes[] = {DType::f32, DType::bf16, DType::f16, DType::f64};
-        constexpr std::int64_t kDims[] = {1, 3, 8, 16, 24, 40};
+        constexpr std::int64_t kDims[] = {1, 3, 8, 16, 24, 40, 48, 64};
         constexpr std::int64_t kSizes[] = {0, 1, 2, 15, 16, 17, 40, 64, 65, 130, 511, 512, 513, 700, 1100};
         constexpr std::int64_t kQueries[] = {1, 1, 1, 2, 3, 5, 17, 70};
         dtype = chance(random, 0.5) ? DType::f32 : kTypes[pick(random, 0, 3)];
@@ -77,8 +77,8 @@ private:
         compute = dtype == DType::f64 ? DType::f64 : DType::f32;
         kv_heads = pick(random, 1, 3);
         heads = kv_heads * (chance(random, 0.1) ? 23 : pick(random, 1, 4));
-        head_dim = kDims[pick(random, 0, 5)];
-        value_dim = chance(random, 0.6) ? head_dim : kDims[pick(random, 0, 5)];
+        head_dim = kDims[pick(random, 0, 7)];
+        value_dim = chance(random, 0.6) ? head_dim : kDims[pick(random, 0, 7)];
         packed = chance(random, 0.5);
         const std::int64_t count = pick(random, 1, 3);
         const std::int64_t each = kQueries[pick(random, 0, 7)];

@@ -210,7 +210,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             if (stored && rows > kernels.few_rows) {
                 continue;  // the set packs always
             }
-            constexpr std::int64_t kDim = 40, kValueDim = 80, kTiles = kMostAttended;
+            constexpr std::int64_t kDim = 40, kValueDim = 72, kTiles = kMostAttended;
             const std::int64_t across = padded(kDim), value_across = padded(kValueDim);
             const auto whole = [](const Room<float>& room, std::int64_t of, std::int64_t width, std::int64_t step) {
                 for (std::int64_t r = 0; r < of; ++r) {
@@ -279,6 +279,44 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             };
             EXPECT_TRUE(same(together.context, apart.context, rows * value_across));
             EXPECT_TRUE(same(together.reference, apart.reference, rows) && same(together.sums, apart.sums, rows * 16));
+        }
+    }
+}
+
+/// Past the columns there is −∞: softening them or not is the same, and so are weights side by side and one by one.
+TEST_P(EverySet, SoftenTakesItsColumnsAndWeighsThemAsWeighDoes) {
+    const Kernels<float>& kernels = table<float>(GetParam(), DType::f32);
+    constexpr std::int64_t kRows = 3, kDim = 16;
+    for (const std::int64_t columns : {1, 16, 20, 37, 64}) {
+        const Room<float> scores(kRows * kKeyTile), weights(kRows * kKeyTile), all(kRows * kKeyTile),
+            weighed(kRows * kKeyTile);
+        fill(scores, kRows * kKeyTile, 4);
+        for (std::int64_t at = 0; at < kRows * kKeyTile; ++at) {
+            scores.data[at] = at % kKeyTile < columns ? 30.0F * scores.data[at] : -kInfinity;
+        }
+        struct State {
+            Room<float> reference{kLanes}, sums{kRows * kLanes}, context{kRows * kDim};
+        };
+        const State some, every;
+        for (const State* state : {&some, &every}) {
+            std::fill_n(state->reference.data, kRows, 0.5F);
+            std::fill_n(state->sums.data, kRows * kLanes, 1.0F);
+            std::fill_n(state->context.data, kRows * kDim, 2.0F);
+        }
+        kernels.soften(weights.data, scores.data, 1.0F, nullptr, {some.reference.data, some.sums.data},
+                       some.context.data, kDim, kRows, columns);
+        kernels.soften(all.data, scores.data, 1.0F, nullptr, {every.reference.data, every.sums.data},
+                       every.context.data, kDim, kRows, kKeyTile);
+        kernels.weigh(weighed.data, scores.data, every.reference.data, kRows);
+        const auto same = [](const float* a, const float* b, std::int64_t count) {
+            return std::memcmp(a, b, static_cast<std::size_t>(count) * sizeof(float)) == 0;
+        };
+        EXPECT_TRUE(same(some.reference.data, every.reference.data, kRows)) << columns;
+        EXPECT_TRUE(same(some.sums.data, every.sums.data, kRows * kLanes)) << columns;
+        EXPECT_TRUE(same(some.context.data, every.context.data, kRows * kDim)) << columns;
+        for (std::int64_t at = 0; at < kRows * kKeyTile; at += kKeyTile) {
+            EXPECT_TRUE(same(weights.data + at, all.data + at, columns)) << columns;
+            EXPECT_TRUE(same(all.data + at, weighed.data + at, kKeyTile)) << columns;
         }
     }
 }

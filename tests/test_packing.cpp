@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "qkv/runtime.hpp"
+#include "support/guard.hpp"
 #include "support/kernels.hpp"
 
 namespace qkv::kernels {
@@ -92,8 +93,10 @@ std::int64_t check_stored(InstructionSet set) {
     for (const std::int64_t width : {1, 8, 15, 16, 31, 32, 33, 48, 64, 80, 96, 128, 144}) {
         for (const std::int64_t count : {1, 2, 15, 16, 33, 63, 64}) {
             const std::int64_t stride = width + 5;
-            const std::vector<T> stored = stored_rows<T>(count, width, stride);
-            const Rows rows{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, count};
+            const std::vector<T> numbers = stored_rows<T>(count, width, stride);
+            const support::Guarded stored(numbers.size() * sizeof(T));
+            std::memcpy(stored.data(), numbers.data(), numbers.size() * sizeof(T));
+            const Rows rows{stored.data(), dtype_of<T>, stride, count};
             if (!kernels.packs(rows, width)) {
                 continue;
             }
@@ -105,9 +108,9 @@ std::int64_t check_stored(InstructionSet set) {
                 return std::memcmp(a.data, b.data, static_cast<std::size_t>(size) * sizeof(float)) == 0;
             };
             const Room<float> queries(kernels.query_room(width)), keys(kernels.key_room(width)),
-                values(kernels.value_room(width)), scores(kQueryTile * kKeyTile), expected(kQueryTile * kKeyTile),
-                weights(kQueryTile * kKeyTile), context(kQueryTile * padded(width)),
-                expected_context(kQueryTile * padded(width));
+                values(kernels.value_room(width)), other_values(kernels.value_room(width)),
+                scores(kQueryTile * kKeyTile), expected(kQueryTile * kKeyTile), weights(kQueryTile * kKeyTile),
+                context(kQueryTile * padded(width)), expected_context(kQueryTile * padded(width));
             for (const bool first : {true, false}) {
                 // The rows are the queries too; those of a plain set are loaded always, for the scale.
                 const Rows& from = first ? rows : loaded_rows;
@@ -135,8 +138,8 @@ std::int64_t check_stored(InstructionSet set) {
                 kernels.add_values(expected_context.data, weights.data,
                                    kernels.pack_values(values.data, loaded_rows, width), all, count, width);
                 if (height == 0) {
-                    kernels.add_values(context.data, weights.data, kernels.pack_values(values.data, rows, width), all,
-                                       count, width);
+                    kernels.add_values(context.data, weights.data, kernels.pack_values(other_values.data, rows, width),
+                                       all, count, width);
                 } else {
                     kernels.add_stored_values(context.data, weights.data, rows, all, width);
                 }

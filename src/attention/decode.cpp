@@ -251,7 +251,7 @@ private:
                 std::fill_n(own.allowed, count, std::uint64_t{0});
             } else if (prepare_mask(problem_, setup_.kernels, tile, own) &&
                        !keys.packed) {  // by the first head that needs them
-                pack(setup_, packed.sequence, packed.kv_head, packed.rows, keys, span);
+                pack(setup_, packed.sequence, packed.kv_head, packed.rows <= setup_.kernels.few_rows, keys, span);
             }
         });
         if (!keys.packed) {

@@ -104,8 +104,7 @@ public:
         const auto at = static_cast<std::size_t>(count_++);
         keys_[at] = {keys.keys, keys.values, {}, keys.columns};
         if (keys.values == nullptr) {  // of a tensor: one run
-            keys_[at].stored_values =
-                value_rows(setup_.call.problem, *keys.sequence, keys.kv_head, keys.column, keys.columns);
+            for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { keys_[at].stored_values = run; });
         }
         tiles_[at] = tile;
         finished_ = finished_ && tile.full && tile.columns == kKeyTile;
@@ -188,10 +187,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
     const std::int64_t end =
         std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
     const std::int64_t kv_head = first_head / problem.group;
-    std::int64_t all_rows = 0;
-    for (const RowTile<A>& rows : row_tiles) {
-        all_rows += rows.rows;
-    }
+    const bool few = row_tiles.size() == 1 && row_tiles.front().rows <= setup.kernels.few_rows;
     for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
         KeyTile<A> tiles[kPanelTiles];
         for (const RowTile<A>& rows : row_tiles) {
@@ -207,7 +203,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                         keys.column = column;
                         keys.columns = std::min(kKeyTile, end - column);
                         keys.place = place;
-                        pack(setup, sequence, kv_head, all_rows, keys, scratch);
+                        pack(setup, sequence, kv_head, few, keys, scratch);
                     }
                     if (setup.attends_at_once && multiplies_all(setup, keys, tile, scratch)) {
                         run.add(keys, tile);

@@ -78,7 +78,7 @@ struct KeyTile {
     const Sequence* sequence = nullptr;
     std::int64_t kv_head = 0;
     bool packed = false;
-    // Values of whole vectors are loaded, and looked at, only when something masked meets them.
+    // Values that can be taken from where they lie are loaded, and looked at, only when something masked meets them.
     bool loaded_values = false;
     bool finite_values = false;
 };
@@ -164,11 +164,12 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.loaded_values = true;
 }
 
-/// Keys and values, once for all rows that need them; `rows` is how many these are. While the keys are packed, the
-/// values and the next tile's keys are asked for: a few queries wait for memory more than for anything else.
+/// Keys and values, once for all rows that need them; `few`: these are at most the kernels' few_rows. While the keys
+/// are packed, the values and the next tile's keys are asked for: a few queries wait for memory more than for anything
+/// else.
 template <class A>
-void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, std::int64_t rows,
-          KeyTile<A>& tile, const ForwardScratch<A>& scratch) {
+void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, bool few, KeyTile<A>& tile,
+          const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
     kernels::Ahead ahead;
     const std::int64_t next = tile.column + tile.columns;
@@ -176,21 +177,30 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
                  [&](const Rows& run) { ahead.add(run, problem.value_dim); });
     for_each_run(key_rows, problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next),
                  [&](const Rows& run) { ahead.add(run, problem.head_dim); });
-    Rows values = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
-    const bool as_stored = setup.kernels.packs(values, problem.value_dim);
-    const bool few = as_stored && rows <= setup.kernels.few_rows;
     pack_keys(setup, sequence, kv_head, tile, scratch, &ahead);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
     tile.packed = true;
-    if (few) {
-        return;
-    }
-    if (!as_stored || values.rows < tile.columns) {
+    Rows values = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
+    if (!setup.kernels.packs(values, problem.value_dim) || (values.rows < tile.columns && !few)) {
         load_values(setup, tile, scratch);
         values = kernels::loaded(scratch.value_at(tile), tile.columns, problem.value_dim);
     }
-    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), values, problem.value_dim);
+    if (!few) {
+        tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), values, problem.value_dim);
+    }
+}
+
+/// visit(run) for the runs of values that are not packed: loaded ones, or where they lie.
+template <class A, class Visit>
+void for_each_value_run(const ForwardSetup<A>& setup, const KeyTile<A>& keys, const ForwardScratch<A>& scratch,
+                        const Visit& visit) {
+    const Problem& problem = setup.call.problem;
+    if (keys.loaded_values) {
+        visit(kernels::loaded(scratch.value_at(keys), keys.columns, problem.value_dim));
+        return;
+    }
+    for_each_run(value_rows, problem, *keys.sequence, keys.kv_head, keys.column, keys.columns, visit);
 }
 
 /// scratch.scores ← query · keyᵀ over the packed keys, without product_scale and softmax_scale.
@@ -203,14 +213,15 @@ void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, co
 
 /// context += weights · value
 template <class A>
-void add_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const A* weights) {
-    const Problem& problem = setup.call.problem;
+void add_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys, const A* weights,
+                const ForwardScratch<A>& scratch) {
+    const std::int64_t value_dim = setup.call.problem.value_dim;
     if (keys.values != nullptr) {
-        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, problem.value_dim);
+        setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, value_dim);
         return;
     }
-    for_each_run(value_rows, problem, *keys.sequence, keys.kv_head, keys.column, keys.columns, [&](const Rows& run) {
-        setup.kernels.add_stored_values(rows.context, weights, run, rows.rows, problem.value_dim);
+    for_each_value_run(setup, keys, scratch, [&](const Rows& run) {
+        setup.kernels.add_stored_values(rows.context, weights, run, rows.rows, value_dim);
         weights += run.rows;
     });
 }
@@ -221,19 +232,25 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
                          const ForwardScratch<A>& scratch) {
     const std::int64_t width = scratch.value_width;
     const std::int64_t value_dim = setup.call.problem.value_dim;
+    const Kernels<A>& kernels = setup.kernels;
+    const Rows cleared = kernels::loaded(scratch.cleared, keys.columns, value_dim);
     for (std::int64_t r = 0; r < rows.rows; ++r) {
         clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
                           scratch.scores.scores + r * kKeyTile, 1);
-        const A* values = setup.kernels.pack_values(
-            scratch.packed_value_at(keys), kernels::loaded(scratch.cleared, keys.columns, value_dim), value_dim);
+        if (kernels.few_rows > 0) {
+            kernels.add_stored_values(rows.context + r * width, scratch.weights + r * kKeyTile, cleared, 1, value_dim);
+            continue;
+        }
+        const A* values = kernels.pack_values(scratch.packed_value_at(keys), cleared, value_dim);
         std::copy_n(rows.context + r * width, width, scratch.row_context);
         std::copy_n(scratch.weights + r * kKeyTile, kKeyTile, scratch.row_weights);
-        setup.kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
+        kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
         std::copy_n(scratch.row_context, width, rows.context + r * width);
     }
-    // The room may hold what the last row was shown.
-    (void)setup.kernels.pack_values(scratch.packed_value_at(keys),
-                                    kernels::loaded(scratch.value_at(keys), keys.columns, value_dim), value_dim);
+    if (kernels.few_rows == 0) {  // the room holds what the last row was shown
+        (void)kernels.pack_values(scratch.packed_value_at(keys),
+                                  kernels::loaded(scratch.value_at(keys), keys.columns, value_dim), value_dim);
+    }
 }
 
 /// Takes finished scores over packed keys into the rows' softmax and context (Dao 2023, algorithm 1, lines 9 and 10).
@@ -252,7 +269,7 @@ void take_scores(const ForwardSetup<A>& setup, const RowTile<A>& rows, KeyTile<A
     setup.kernels.soften(weights, scores, setup.softmax_scale, setup.call.problem.dropout ? scratch.factors : nullptr,
                          {rows.reference, rows.sums}, rows.context, value_dim, rows.rows, kKeyTile);
     if (multiply_all) {
-        add_values(setup, rows, keys, weights);
+        add_values(setup, rows, keys, weights, scratch);
     } else {
         add_unmasked_values(setup, rows, keys, scratch);
     }

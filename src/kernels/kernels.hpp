@@ -198,7 +198,7 @@ struct Kernels {
     // of which `packs` is true (kQueryTile or kKeyTile of them fit), wherever these lie. A form that is those very rows
     // needs no room: pack returns the rows themselves.
 
-    /// Whether queries are packed with the scale; else scores come without it.
+    /// Whether queries are packed with the scale, which `load` brings in; else scores come without it.
     bool scales_queries;
     /// How many A a packed tile takes.
     std::int64_t (*query_room)(std::int64_t width);
@@ -218,7 +218,8 @@ struct Kernels {
 
     /// So few rows pass the values once: packing them would cost more than it saves. 0: they are always packed.
     std::int64_t few_rows;
-    /// add_values with the bits of packed ones for at most few_rows rows, of stored values of which `packs` is true.
+    /// add_values with the bits of packed ones for 1 to few_rows rows, of values as `load` leaves them or of stored
+    /// ones of which `packs` is true.
     void (*add_stored_values)(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width);
 
     /// Takes up to kMostAttended tiles of keys, in their order, into the rows' softmax and context: multiply_keys,

@@ -219,7 +219,7 @@ HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_str
 }
 
 /// to (width, to_stride), columns [0, columns) of it ← the transpose of `rows` rows, of which four_at(row, column)
-/// gives four numbers; zeros past them. width and columns are multiples of a vector.
+/// gives four numbers; zeros past them. width is a multiple of 4, columns are one of a vector.
 template <class FourAt>
 HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
                                 std::int64_t width, const FourAt& four_at, const AskedAlong& ahead) {

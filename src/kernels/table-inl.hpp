@@ -1,6 +1,8 @@
 // The tables of the instruction set that is being compiled for.
 #pragma once
 
+#include <cassert>
+
 #include "kernels/draws-inl.hpp"
 #include "kernels/dropout-inl.hpp"
 #include "kernels/layers-inl.hpp"
@@ -29,22 +31,23 @@ const A* Numbers(const Rows& rows) {
     return reinterpret_cast<const A*>(rows.data);
 }
 
-/// visit(the rows' numbers as they are stored), of a type that vectors of A are read from.
+/// visit(the rows' numbers as they are stored) where that is a type that vectors of A are read from; whether it is.
 template <class A, class Visit>
-void WithVectors(const Rows& rows, const Visit& visit) {
+bool WithVectors(const Rows& rows, const Visit& visit) {
+    bool reads = false;
     detail::with_storage(rows.dtype, rows.data, [&]<class T>(const T* numbers) {
         if constexpr (kVectorised<A, T>) {
             visit(numbers);
+            reads = true;
         }
     });
+    return reads;
 }
 
 /// Wherever the rows lie: nothing of them is anything but whole vectors.
 template <class A>
 bool Packs(const Rows& rows, std::int64_t width) {
-    bool packs = false;
-    WithVectors<A>(rows, [&](const auto* /*numbers*/) { packs = width == padded(width); });
-    return packs;
+    return width == padded(width) && WithVectors<A>(rows, [](const auto* /*numbers*/) {});
 }
 
 template <class A>
@@ -58,16 +61,17 @@ const A* SumsOfAsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std
 
 template <class A>
 const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
-    WithVectors<A>(rows, [&](const auto* from) {
+    [[maybe_unused]] const bool reads = WithVectors<A>(rows, [&](const auto* from) {
         TransposeToPanels<A, kPanel<A>>(room, from, rows.stride, rows.rows, width, ahead);
     });
+    assert(reads);
     return room;
 }
 
 /// room: panels (kKeyTile, kPanel) of the values, one after another.
 template <class A>
 const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
-    WithVectors<A>(rows, [&](const auto* from) HWY_ATTR {
+    [[maybe_unused]] const bool reads = WithVectors<A>(rows, [&](const auto* from) HWY_ATTR {
         A* panel = room;
         for (std::int64_t first = 0; first < padded(width); first += kPanel<A>, panel += kKeyTile * kPanel<A>) {
             const std::int64_t columns = std::min(kPanel<A>, padded(width) - first);
@@ -78,6 +82,7 @@ const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
             }
         }
     });
+    assert(reads);
     return room;
 }
 
@@ -97,10 +102,12 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
 
 template <class A>
 void AddStoredValues(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width) {
-    WithVectors<A>(values, [&]<class T>(const T* from) {
+    assert(1 <= rows && rows <= kBlockRows);
+    [[maybe_unused]] const bool reads = WithVectors<A>(values, [&]<class T>(const T* from) {
         AddFewRows<A, T>(context, padded(width), {weights, kKeyTile, 1}, {from, values.stride, 0}, rows, values.rows,
                          padded(width));
     });
+    assert(reads);
 }
 
 template <class A>

@@ -23,10 +23,10 @@ inline std::vector<InstructionSet> available() {
     return sets;
 }
 
-/// Room aligned as the kernels want it.
+/// Room aligned as the kernels want it, full of NaN.
 template <class T>
 struct Room {
-    explicit Room(std::int64_t count) : bytes(static_cast<std::size_t>(count) * sizeof(T) + 64) {
+    explicit Room(std::int64_t count) : bytes(static_cast<std::size_t>(count) * sizeof(T) + 64, std::byte{0xFF}) {
         const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
         data = reinterpret_cast<T*>(bytes.data() + (64 - address % 64) % 64);
     }
