@@ -170,14 +170,26 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
     const Tag<A> d;
     const auto factor = hn::Set(d, scale);
     constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
+    constexpr bool kWholeRow = kStep == kKeyTile;                    // it stays in registers
     const std::int64_t end = (columns + kStep - 1) / kStep * kStep;  // past the columns all is −∞
     for (std::int64_t r = 0; r < rows; ++r) {
         const A* score = scores + r * kKeyTile;
         A* weight = weights + r * kKeyTile;
         A* sums = softmax.sums + r * kLanes;
-        auto largest = hn::Load(d, score);
-        for (std::int64_t c = kWidth<A>; c < end; c += kWidth<A>) {
-            largest = hn::Max(largest, hn::Load(d, score + c));
+        Vec<A> w[kAtOnce<A>];
+        const auto load = [&](std::int64_t c) HWY_ATTR {
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
+                w[v] = hn::Load(d, score + c + static_cast<std::int64_t>(v) * kWidth<A>);
+            });
+        };
+        load(0);
+        auto largest = w[0];
+        if constexpr (kWholeRow) {
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR { largest = hn::Max(largest, w[v]); });
+        } else {
+            for (std::int64_t c = kWidth<A>; c < end; c += kWidth<A>) {
+                largest = hn::Max(largest, hn::Load(d, score + c));
+            }
         }
         largest = kScaled ? hn::Mul(largest, factor) : largest;
         A& reference = softmax.reference[r];
@@ -188,11 +200,10 @@ void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT fact
         const typename Weights::Row exp(reference == kMinusInfinity<A> ? A(0) : reference);
         auto sum = hn::Load(d, sums);
         for (std::int64_t c = 0; c < end; c += kStep) {
-            Vec<A> w[kAtOnce<A>];
-            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
-                const auto x = hn::Load(d, score + c + static_cast<std::int64_t>(v) * kWidth<A>);
-                w[v] = kScaled ? hn::Mul(x, factor) : x;
-            });
+            if constexpr (!kWholeRow) {
+                load(c);
+            }
+            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR { w[v] = kScaled ? hn::Mul(w[v], factor) : w[v]; });
             exp.template Of<true>(w);
             ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
                 const std::int64_t at = c + static_cast<std::int64_t>(v) * kWidth<A>;
