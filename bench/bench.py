@@ -39,6 +39,8 @@ def arguments():
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two results files; nothing is timed")
     parser.add_argument("--page", type=pathlib.Path, nargs="+", metavar="RESULTS",
                         help="write docs/benchmarks.md and its pictures from results files; nothing is timed")
+    parser.add_argument("--page-name", default="benchmarks", metavar="NAME",
+                        help="write docs/NAME.md instead: a machine of another kind has a page of its own")
     parser.add_argument("--multiply", action="store_true",
                         help="the matrix products of linear layers beside torch's sgemm; nothing else is timed")
     parser.add_argument("--multi-head", action="store_true",
@@ -156,15 +158,15 @@ def run(options):
     if options.quick or options.case or options.only:
         print(report.markdown(head, rows))
     else:
-        write_page(head, rows)
+        write_page(head, rows, options.page_name)
     print(f"results: {path}", file=sys.stderr)
 
 
-def write_page(head, rows):
+def write_page(head, rows, name):
     import report
 
-    page = ROOT / "docs" / "benchmarks.md"
-    made = report.pictures(head, rows, ROOT / "docs" / "pictures" / "benchmarks")
+    page = ROOT / "docs" / f"{name}.md"
+    made = report.pictures(head, rows, ROOT / "docs" / "pictures" / name)
     links = "".join(f"\n![{one.stem}]({one.relative_to(ROOT / 'docs')})\n" for one in made)
     part = page.with_suffix(".md.part")
     part.write_text(report.markdown(head, rows) + links, encoding="utf-8")
@@ -214,7 +216,7 @@ def main():
     if options.page:
         import report
 
-        write_page(*report.read_runs(options.page))
+        write_page(*report.read_runs(options.page), options.page_name)
         return
     if options.multiply:
         import multiply

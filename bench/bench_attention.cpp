@@ -1,6 +1,7 @@
 // Times attention, for work on the kernels: one JSON line a case.
 //
 //     bench_attention [--threads N] [--seconds S] [--filter TEXT] [--clock wall|processor]
+//     bench_attention --memory TOKENS [--threads N]       what calls of so many tokens need beside their arguments
 //
 // "gflops" counts the two products of forward and the five of forward's and backward's minimum; of a causal call, half.
 #include <algorithm>
@@ -141,6 +142,36 @@ void run(const Case& c, const char* dtype, const qkv::Runtime& runtime, double b
     print(c, dtype, "forward+backward", runtime, seconds, 7.0);
 }
 
+/// The workspaces of a causal call, forward and backward. Nothing is computed: the addresses hold no memory.
+template <class T>
+void print_memory(const char* dtype, std::int64_t heads, std::int64_t tokens, std::int64_t head_dim,
+                  const qkv::Runtime& runtime) {
+    std::uintptr_t next = std::uintptr_t{1} << 40U;
+    const auto place = [&next] {
+        next += std::uintptr_t{1} << 40U;
+        return next;
+    };
+    const auto tensor = [&] { return view(reinterpret_cast<T*>(place()), {1, heads, tokens, head_dim}); };
+    const auto q = tensor(), k = tensor(), v = tensor(), out = tensor(), d_out = tensor();
+    qkv::AttentionOptions options;
+    options.mask = qkv::Mask::causal(qkv::Align::top_left);
+    qkv::AttentionExtras extras;
+    extras.lse = qkv::per_row(reinterpret_cast<float*>(place()), 1, heads, tokens);
+    const qkv::AttentionSaved saved{.lse = *extras.lse, .lse_counts_sinks = true, .out = out, .delta = {}};
+    qkv::AttentionGradients gradients;
+    gradients.dq = tensor();
+    gradients.dk = tensor();
+    gradients.dv = tensor();
+    const auto mebibytes = [](std::size_t bytes) { return static_cast<double>(bytes) / 1048576.0; };
+    std::printf(
+        "{\"heads\": %d, \"tokens\": %lld, \"head_dim\": %d, \"dtype\": \"%s\", \"isa\": \"%s\", \"threads\": %d, "
+        "\"forward_mib\": %.2f, \"backward_mib\": %.2f}\n",
+        static_cast<int>(heads), static_cast<long long>(tokens), static_cast<int>(head_dim), dtype,
+        qkv::name(runtime.instruction_set()), static_cast<int>(runtime.threads()),
+        mebibytes(qkv::attention_workspace_size(q, k, v, out, options, extras, runtime)),
+        mebibytes(qkv::attention_backward_workspace_size(q, k, v, d_out, saved, gradients, options, runtime)));
+}
+
 #if defined(__x86_64__)
 /// Twelve chains of multiply-adds that touch no memory: what one core can do.
 __attribute__((target("avx512f"))) float chains(std::int64_t rounds) {
@@ -177,9 +208,12 @@ int main(int argc, char** argv) {
     std::int64_t threads = 1;
     double budget = 0.3;
     std::string filter;
+    std::int64_t memory_tokens = 0;
     for (int at = 1; at + 1 < argc; at += 2) {
         if (std::strcmp(argv[at], "--threads") == 0) {
             threads = std::atoi(argv[at + 1]);
+        } else if (std::strcmp(argv[at], "--memory") == 0) {
+            memory_tokens = std::atoll(argv[at + 1]);
         } else if (std::strcmp(argv[at], "--seconds") == 0) {
             budget = std::atof(argv[at + 1]);
         } else if (std::strcmp(argv[at], "--clock") == 0) {
@@ -189,6 +223,15 @@ int main(int argc, char** argv) {
         }
     }
     const qkv::Runtime runtime(threads);
+    if (memory_tokens > 0) {
+        for (const std::int64_t heads : {1, 8}) {
+            for (const std::int64_t head_dim : {64, 128}) {
+                print_memory<float>("f32", heads, memory_tokens, head_dim, runtime);
+                print_memory<qkv::BFloat16>("bf16", heads, memory_tokens, head_dim, runtime);
+            }
+        }
+        return 0;
+    }
 #if defined(__x86_64__)
     if (qkv::Runtime(1).instruction_set() >= qkv::InstructionSet::avx512) {
         std::printf("{\"case\": \"FMA peak of one thread\", \"gflops\": %.1f}\n", peak_gflops(budget));
