@@ -20,6 +20,14 @@ class InitParams(ctypes.Structure):
     _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
 
 
+class Plan(ctypes.Structure):
+    """struct ggml_cplan of the pinned version."""
+
+    _fields_ = (("work_size", ctypes.c_size_t), ("work_data", ctypes.c_void_p), ("n_threads", ctypes.c_int),
+                ("threadpool", ctypes.c_void_p), ("abort_callback", ctypes.c_void_p), ("abort_data", ctypes.c_void_p),
+                ("use_ref", ctypes.c_bool))
+
+
 def load():
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
@@ -37,8 +45,8 @@ def load():
     base.ggml_flash_attn_ext.restype = pointer
     base.ggml_new_graph.argtypes, base.ggml_new_graph.restype = [pointer], pointer
     base.ggml_build_forward_expand.argtypes, base.ggml_build_forward_expand.restype = [pointer, pointer], None
-    cpu.ggml_graph_compute_with_ctx.argtypes = [pointer, pointer, ctypes.c_int]
-    cpu.ggml_graph_compute_with_ctx.restype = ctypes.c_int
+    cpu.ggml_graph_plan.argtypes, cpu.ggml_graph_plan.restype = [pointer, ctypes.c_int, pointer], Plan
+    cpu.ggml_graph_compute.argtypes, cpu.ggml_graph_compute.restype = [pointer, ctypes.POINTER(Plan)], ctypes.c_int
     cpu.ggml_cpu_init.argtypes, cpu.ggml_cpu_init.restype = [], None
     cpu.ggml_cpu_init()
     return base, cpu
@@ -88,9 +96,14 @@ class Ggml:
         graph = base.ggml_new_graph(context)
         base.ggml_build_forward_expand(graph, out)
 
-        def run():
-            if self.cpu.ggml_graph_compute_with_ctx(context, graph, threads) != 0:
-                raise RuntimeError("ggml_graph_compute_with_ctx failed")
+        # Room for the work once: ggml_graph_compute_with_ctx takes more of the context at every call.
+        plan = self.cpu.ggml_graph_plan(graph, threads, None)
+        room = ctypes.create_string_buffer(max(1, plan.work_size))
+        plan.work_data = ctypes.addressof(room)
+
+        def run(plan=plan, room=room):
+            if self.cpu.ggml_graph_compute(graph, ctypes.byref(plan)) != 0:
+                raise RuntimeError("ggml_graph_compute failed")
 
         return GgmlPrepared(run, lambda: self.context(out, case), lambda: base.ggml_free(context))
 
