@@ -156,10 +156,10 @@ struct AttendedRows {
 /// A tile of keys, packed, and their values. Scores past its columns are to be finished to −∞.
 template <class A>
 struct PackedKeys {
-    const A* keys;
-    const A* values;  // packed, or nullptr where a few rows take them as they are stored
+    const A* keys = nullptr;
+    const A* values = nullptr;  // packed, or nullptr where a few rows take them as they are stored
     Rows stored_values;
-    std::int64_t columns;
+    std::int64_t columns = 0;
 };
 
 /// Tiles that one call of `attend` takes.
