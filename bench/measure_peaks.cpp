@@ -1,5 +1,5 @@
-// What this machine can do at best, measured now: multiply-adds of float32 in registers, bf16 tile products where there
-// are tiles, and bytes read from memory. One JSON object on standard output.
+// What this machine can do at best, measured now: multiply-adds of float32 in registers, products of bf16 in tiles or
+// pairs where there are such, and bytes read from memory. One JSON object on standard output.
 //
 //     measure_peaks THREADS
 #include <algorithm>
@@ -87,6 +87,24 @@ __attribute__((target("avx512f"))) double fma_avx512(int /*thread*/) {
         keep(out[0]);
     }
     return static_cast<double>(kFmaSteps) * kChains * 16 * 2;
+}
+
+__attribute__((target("avx512f,avx512bf16"))) double bf16_pairs(int /*thread*/) {
+    __m512 sums[kChains];
+    std::fill(std::begin(sums), std::end(sums), _mm512_set1_ps(0.0F));
+    auto a = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3F80));
+    auto b = reinterpret_cast<__m512bh>(_mm512_set1_epi16(0x3F00));
+    for (std::int64_t step = 0; step < kFmaSteps; ++step) {
+        for (__m512& sum : sums) {
+            sum = _mm512_dpbf16_ps(sum, a, b);
+        }
+    }
+    float out[16];
+    for (const __m512& sum : sums) {
+        _mm512_storeu_ps(out, sum);
+        keep(out[0]);
+    }
+    return static_cast<double>(kFmaSteps) * kChains * 32 * 2;
 }
 
 __attribute__((target("avx2,fma"))) double fma_avx2(int /*thread*/) {
@@ -179,8 +197,9 @@ int main(int argc, char** argv) {
         return 2;
     }
     double fma = 0.0;
-    double amx = 0.0;
+    double bf16 = 0.0;
     const char* set = "none";
+    const char* bf16_set = "none";
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) {
@@ -190,11 +209,17 @@ int main(int argc, char** argv) {
         set = "AVX2";
         fma = best_rate(threads, fma_avx2);
     }
-    amx = amx_allowed() ? best_rate(threads, amx_bf16) : 0.0;
+    if (amx_allowed()) {
+        bf16_set = "AMX";
+        bf16 = best_rate(threads, amx_bf16);
+    } else if (__builtin_cpu_supports("avx512bf16")) {
+        bf16_set = "AVX512-BF16";
+        bf16 = best_rate(threads, bf16_pairs);
+    }
 #endif
     std::printf(
-        R"({"threads": %d, "fma_set": "%s", "fma_gflops": %.1f, "amx_bf16_gflops": %.1f, "read_gb_per_s": %.2f})"
+        R"({"threads": %d, "fma_set": "%s", "fma_gflops": %.1f, "bf16_set": "%s", "bf16_gflops": %.1f, "read_gb_per_s": %.2f})"
         "\n",
-        threads, set, fma / 1e9, amx / 1e9, read_rate(threads) / 1e9);
+        threads, set, fma / 1e9, bf16_set, bf16 / 1e9, read_rate(threads) / 1e9);
     return 0;
 }

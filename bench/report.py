@@ -55,8 +55,8 @@ def share_of_peak(head, row, one):
     peaks = run["peaks"][str(row["threads"])]
     if row["work"] == "decode":
         return one["gb_per_s"] / peaks["read_gb_per_s"], "read"
-    if row["dtype"] == "bf16" and peaks["amx_bf16_gflops"]:
-        return one["gflops"] / peaks["amx_bf16_gflops"], "AMX"
+    if row["dtype"] == "bf16" and peaks["bf16_gflops"]:
+        return one["gflops"] / peaks["bf16_gflops"], peaks["bf16_set"]
     return (one["gflops"] / peaks["fma_gflops"], "FMA") if peaks["fma_gflops"] else (float("nan"), "FMA")
 
 
@@ -102,7 +102,7 @@ def markdown(head, rows):
             f"{sum(row['run'] == number for row in rows)} cases)")
         lines += ["", f"Peaks measured in {which}, {threads} thread{'s' if threads != '1' else ''}: "
                   f"{peaks['fma_gflops']:.0f} GFLOP/s of float32 multiply-adds ({peaks['fma_set']}), "
-                  + (f"{peaks['amx_bf16_gflops']:.0f} GFLOP/s of bf16 tiles (AMX), " if peaks["amx_bf16_gflops"] else "")
+                  + (f"{peaks['bf16_gflops']:.0f} GFLOP/s of bf16 products ({peaks['bf16_set']}), " if peaks["bf16_gflops"] else "")
                   + f"{peaks['read_gb_per_s']:.1f} GB/s read, {peaks['sgemm_gflops']:.0f} GFLOP/s sgemm (torch)."]
     groups = collections.OrderedDict()
     for row in rows:
@@ -164,7 +164,7 @@ def pictures(head, rows, folder):
     threads = str(max(row["threads"] for row in rows))
     peaks = head["peaks"][threads]
     intensities = [2.0**power for power in range(-2, 13)]
-    for limit, label in ((peaks["fma_gflops"], "FMA"), (peaks["amx_bf16_gflops"], "AMX")):
+    for limit, label in ((peaks["fma_gflops"], "FMA"), (peaks["bf16_gflops"], peaks["bf16_set"])):
         if limit:
             axes.loglog(intensities, [min(limit, x * peaks["read_gb_per_s"]) for x in intensities], color="black",
                         linewidth=0.8)

@@ -17,7 +17,7 @@ std::string machine() {
     std::string text = fmt::format("qkv {}\n\nInstruction sets, best first:\n", QKV_VERSION);
     for (const InstructionSetInfo& info : instruction_sets()) {
         const char* state = info.set == used ? "used" : info.available ? "available" : "missing";
-        text += fmt::format("  {:<8}{:<11}{}\n", name(info.set), state, info.reason);
+        text += fmt::format("  {:<12}{:<11}{}\n", name(info.set), state, info.reason);
     }
     text += fmt::format("\nQKV_ISA=NAME forces one. Threads: {}.\n", Runtime().threads());
     return text;

@@ -11,15 +11,16 @@ namespace qkv QKV_EXPORT {
 
 /// A value names the kernels written for it. Which one is used changes the last bits of results, never their meaning.
 enum class InstructionSet : std::uint8_t {
-    scalar,  ///< one number at a time, any machine
-    sse4,    ///< x86: 128-bit vectors
-    avx2,    ///< x86: 256-bit vectors, fused multiply-add
-    avx512,  ///< x86: 512-bit vectors (F, VL, DQ, BW)
-    amx,     ///< x86: AVX-512 and bf16 tiles; bf16 inputs use the tiles
-    neon,    ///< AArch64: 128-bit vectors, fused multiply-add
+    scalar,      ///< one number at a time, any machine
+    sse4,        ///< x86: 128-bit vectors
+    avx2,        ///< x86: 256-bit vectors, fused multiply-add
+    avx512,      ///< x86: 512-bit vectors (F, VL, DQ, BW)
+    amx,         ///< x86: AVX-512 and bf16 tiles; bf16 inputs use the tiles
+    neon,        ///< AArch64: 128-bit vectors, fused multiply-add
+    avx512bf16,  ///< x86: AVX-512 and products of bf16 pairs; bf16 inputs use these
 };
 
-/// "scalar", "sse4", "avx2", "avx512", "amx" or "neon": what QKV_ISA takes.
+/// "scalar", "sse4", "avx2", "avx512", "avx512bf16", "amx" or "neon": what QKV_ISA takes.
 [[nodiscard]] const char* name(InstructionSet set) noexcept;
 
 struct InstructionSetInfo {

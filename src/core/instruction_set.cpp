@@ -17,7 +17,7 @@ namespace qkv {
 
 namespace {
 
-constexpr std::array kNames{"scalar", "sse4", "avx2", "avx512", "amx", "neon"};
+constexpr std::array kNames{"scalar", "sse4", "avx2", "avx512", "amx", "neon", "avx512bf16"};
 
 /// Whether the machine has a set; what it needs, or what is missing of it.
 struct Finding {
@@ -75,9 +75,12 @@ Finding find(InstructionSet set) {
             }
             return {saves(kAvx512State),
                     "needs AVX-512 F, DQ, BW and VL, and an operating system that saves ZMM registers"};
+        case InstructionSet::avx512bf16:
+            return {find(InstructionSet::avx512).available && has(Cpuid(7, 1).eax, {5 /* AVX512-BF16 */}),
+                    "needs all of avx512 and AVX512-BF16"};
         case InstructionSet::amx:
-            if (!find(InstructionSet::avx512).available || !has(Cpuid(7).edx, {22 /* AMX-BF16 */, 24 /* AMX-TILE */}) ||
-                !has(Cpuid(7, 1).eax, {5 /* AVX512-BF16 */})) {
+            if (!find(InstructionSet::avx512bf16).available ||
+                !has(Cpuid(7).edx, {22 /* AMX-BF16 */, 24 /* AMX-TILE */})) {
                 return {false, "needs AVX-512 with BF16, AMX-TILE and AMX-BF16"};
             }
             return {saves(kTileState) && tiles_allowed(),
@@ -87,8 +90,8 @@ Finding find(InstructionSet set) {
     }
     return {false, "is for AArch64"};
 }
-constexpr std::array kBestFirst{InstructionSet::amx, InstructionSet::avx512, InstructionSet::avx2, InstructionSet::sse4,
-                                InstructionSet::scalar};
+constexpr std::array kBestFirst{InstructionSet::amx,  InstructionSet::avx512bf16, InstructionSet::avx512,
+                                InstructionSet::avx2, InstructionSet::sse4,       InstructionSet::scalar};
 #elif defined(__aarch64__)
 Finding find(InstructionSet set) {
     switch (set) {
@@ -130,7 +133,7 @@ InstructionSet chosen() {
         std::ranges::find_if(kNames, [wanted](const char* name) { return std::strcmp(name, wanted) == 0; });
     if (found == kNames.end()) {
         fail(ErrorCode::invalid_argument, "QKV_ISA is '", wanted,
-             "'; expected scalar, sse4, avx2, avx512, amx or neon");
+             "'; expected scalar, sse4, avx2, avx512, avx512bf16, amx or neon");
     }
     const auto set = static_cast<InstructionSet>(found - kNames.begin());
     require_available(set, "QKV_ISA");

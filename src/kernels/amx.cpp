@@ -5,11 +5,8 @@
 //
 //     c[m][n] += Σ p  a[m][2p] · b[p][2n] + a[m][2p + 1] · b[p][2n + 1]
 //
-//     queries  (rows, D)      16-bit rows: as they are, D padded to 32
-//     keys     (D / 2, 64)    pairs along D, transposed
-//     values   (32, Dv)       pairs of keys; b[p][2n] from key 2p, b[p][2n + 1] from key 2p + 1
-//
-// Blocks of 2 × 2 accumulators: four products for two and two loads.
+// Blocks of 2 × 2 accumulators: four products for two and two loads. The operands are those of pairs-inl.hpp, with rows
+// of queries and of keys filled up to 32 numbers.
 #include <hwy/detect_targets.h>
 
 #include <algorithm>
@@ -18,6 +15,7 @@
 #include "kernels/tables.hpp"
 #undef HWY_TARGET
 #define HWY_TARGET HWY_AVX3
+#include "kernels/pairs-inl.hpp"
 #include "kernels/table-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -161,81 +159,10 @@ void MultiplyTileRows(float* c, std::int64_t c_stride, const TileProduct& produc
     MultiplyTileRows<kAdd>(c, c_stride, std::span(&product, 1), rows, width);
 }
 
-std::int64_t PairedRoom(std::int64_t width) { return kKeyTile * steps_of(width) * kPairs; }
-std::int64_t PairedValueRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
-
-// What is packed is stored in 16 bits, or floats that were read from such, their lower halves 0. Sixteen(row, i, width)
-// are numbers i to i + 15 of a row, 0 from `width` on.
-HWY_INLINE __m256i Sixteen(const std::uint16_t* row, std::int64_t i, std::int64_t width) {
-    const std::int64_t left = std::clamp<std::int64_t>(width - i, 0, 16);
-    return _mm256_maskz_loadu_epi16(static_cast<__mmask16>((1U << static_cast<unsigned>(left)) - 1U), row + i);
-}
-HWY_INLINE __m256i Sixteen(const float* row, std::int64_t i, std::int64_t width) {
-    return i < width ? _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_loadu_si512(row + i), 16)) : __m256i{};
-}
-
-template <class Do>
-void OfStored(const Rows& rows, const Do& work) {
-    if (rows.dtype == DType::bf16) {
-        work(reinterpret_cast<const std::uint16_t*>(rows.data));
-    } else {
-        work(Numbers<float>(rows));
-    }
-}
-
-bool PacksStored(const Rows& rows, std::int64_t /*width*/) { return rows.dtype == DType::bf16; }
-
-/// room (kQueryTile, 32 steps) ← rows as 16-bit numbers, 0 past their width and number.
-void PackRows(float* room, const Rows& rows, std::int64_t width) {
-    const std::int64_t step = steps_of(width) * kStep;
-    OfStored(rows, [&](const auto* from) HWY_ATTR {
-        auto* to = reinterpret_cast<std::uint16_t*>(room);
-        for (std::int64_t r = 0; r < kQueryTile; ++r, to += step) {
-            for (std::int64_t i = 0; i < step; i += 16) {
-                const __m256i numbers = r < rows.rows ? Sixteen(from + r * rows.stride, i, width) : __m256i{};
-                _mm256_store_si256(reinterpret_cast<__m256i*>(to + i), numbers);
-            }
-        }
-    });
-}
-
-const float* PackQueries(float* room, const Rows& rows, std::int64_t width) {
-    PackRows(room, rows, width);
-    return room;
-}
-
-/// Pairs along D behave like floats that are transposed.
-const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
-    const std::int64_t across = steps_of(width) * kPairs;
-    const std::byte* from = rows.data;
-    std::int64_t step = rows.stride * 2;
-    if (rows.dtype != DType::bf16 || width % kStep != 0) {
-        float* pairs = room + PairedRoom(width);
-        PackRows(pairs, rows, width);
-        from = reinterpret_cast<const std::byte*>(pairs);
-        step = across * 4;
-    }
-    const auto four_at = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
-        return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
-    };
-    const std::int64_t columns = padded(rows.rows);
-    TransposeFloats(room, kKeyTile, columns, rows.rows, across, four_at, {ahead, TransposeSteps(columns, across)});
-    return room;
-}
+std::int64_t ValuePairRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
 
 const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
-    const std::int64_t across = padded(width);
-    OfStored(rows, [&](const auto* from) HWY_ATTR {
-        for (std::int64_t r = 0; r < kKeyTile; r += 2) {
-            const auto wide = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
-                return _mm512_cvtepu16_epi32(row < rows.rows ? Sixteen(from + row * rows.stride, i, width) : __m256i{});
-            };
-            for (std::int64_t i = 0; i < across; i += 16) {
-                const __m512i pair = _mm512_or_si512(wide(r, i), _mm512_slli_epi32(wide(r + 1, i), 16));
-                _mm512_store_si512(room + r / 2 * across + i, pair);
-            }
-        }
-    });
+    PackRowPairs(room, rows, width, padded(width));
     return room;
 }
 
@@ -274,39 +201,6 @@ void AddPairedValues(float* context, const float* weights, const float* values, 
 //     columns  (Dv, 64)       dOᵀ, 16 bits; two steps of 32 queries
 //     pairs    (32, 64)       pairs of queries; b[p][2n] from row 2p, b[p][2n + 1] from row 2p + 1
 
-/// 16 floats rounded to bf16.
-HWY_INLINE __m256i Rounded(Vec<float> x) {
-    __m256i rounded;
-    __asm__("vcvtneps2bf16 %1, %0" : "=v"(rounded) : "v"(x.raw));
-    return rounded;
-}
-
-/// In place, at the beginning of each row.
-void RoundRows(float* weights, std::int64_t rows) {
-    for (float* row = weights; row < weights + rows * kKeyTile; row += kKeyTile) {
-        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<float>) {
-            const auto x = hn::Load(Tag<float>(), row + c);
-            _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(x));
-        }
-    }
-}
-
-/// room (kQueryTile / 2, kKeyTile) ← pairs of rows, 0 past them.
-const float* PackRoundedPairs(float* room, const float* weights, std::int64_t rows) {
-    const Tag<float> d;
-    for (std::int64_t r = 0; r < kQueryTile; r += 2) {
-        for (std::int64_t c = 0; c < kKeyTile; c += kWidth<float>) {
-            const auto row = [&](std::int64_t at) HWY_ATTR {
-                const auto x = at < rows ? hn::Load(d, weights + at * kKeyTile + c) : hn::Zero(d);
-                return _mm512_cvtepu16_epi32(Rounded(x));
-            };
-            const __m512i pair = _mm512_or_si512(row(r), _mm512_slli_epi32(row(r + 1), 16));
-            _mm512_store_si512(room + r / 2 * kKeyTile + c, pair);
-        }
-    }
-    return room;
-}
-
 std::int64_t ColumnRoom(std::int64_t width) { return padded(width) * kQueryTile / 2; }
 
 const float* PackColumns(float* room, const float* rows, std::int64_t count, std::int64_t width) {
@@ -340,64 +234,6 @@ const float* SumsTransposed(float* room, const float* sums, std::int64_t width) 
     TransposeFloats(room, across, across, across, kKeyTile, four_at, {nullptr, 1});
     return room;
 }
-
-/// exp for weights that are rounded to 16 bits: relative error at most 2⁻¹⁷ for x >= −87.33 and exactly 0 below, 1 at
-/// 0. 2ᶻ with z = x / ln 2: the fraction of z through 1 + f q(f), q of degree 4 with the least largest relative error
-/// (2⁻²³·⁵) on [0, 1), so that lse, the one thing that is not rounded to 16 bits, is a float's worth. The rounding of
-/// z, which is what takes the small weights to 2⁻¹⁷, does not reach it.
-struct CoarseWeights {
-    static constexpr float kLog2E = 1.44269504F;
-
-    /// 2ᶻ, exactly 0 below `cut`; NaN is not less.
-    template <std::size_t kCount>
-    static HWY_INLINE void Exp2Each(Vec<float> (&z)[kCount], float cut) {
-        const Tag<float> d;
-        Vec<float> f[kCount];
-        Vec<float> p[kCount];
-        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
-            f[i] = Vec<float>{_mm512_reduce_ps(z[i].raw, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)};
-        });
-        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
-            p[i] = hn::MulAdd(hn::Set(d, 0.0018671300819070082F), f[i], hn::Set(d, 0.009017030284436749F));
-        });
-        HWY_UNROLL(4)
-        for (const float coefficient : {0.055799913145968067F, 0.24016445013606755F, 0.69315131180752296F, 1.0F}) {
-            ForEach<kCount>([&](std::size_t i) HWY_ATTR { p[i] = hn::MulAdd(p[i], f[i], hn::Set(d, coefficient)); });
-        }
-        ForEach<kCount>([&](std::size_t i) HWY_ATTR {
-            const __mmask16 kept = _mm512_cmp_ps_mask(z[i].raw, _mm512_set1_ps(cut), _CMP_NLT_UQ);
-            z[i] = Vec<float>{_mm512_maskz_scalef_ps(kept, p[i].raw, z[i].raw)};  // takes z's whole part
-        });
-    }
-    /// x ← exp(x − base) for a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes first.
-    struct Row {
-        HWY_INLINE explicit Row(float row_base)
-            : plain_base(hn::Set(Tag<float>(), row_base)),
-              base(hn::Set(Tag<float>(), row_base * kLog2E)),
-              far(!(std::fabs(row_base) < 1e38F)) {}
-        template <bool kSmall, std::size_t kCount>
-        HWY_INLINE void Of(Vec<float> (&x)[kCount]) const {
-            const auto log2e = hn::Set(Tag<float>(), kLog2E);
-            ForEach<kCount>([&](std::size_t i) HWY_ATTR {
-                x[i] = HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x[i], plain_base), log2e) : hn::MulSub(x[i], log2e, base);
-            });
-            Exp2Each(x, -87.33F * kLog2E);
-        }
-
-        Vec<float> plain_base;
-        Vec<float> base;
-        bool far;
-    };
-    static HWY_INLINE Vec<float> Exp(Vec<float> x) {
-        Vec<float> alone[1] = {x};
-        Row(0.0F).Of<true>(alone);
-        return alone[0];
-    }
-    /// Rounded to bf16, packed at the row's beginning.
-    static HWY_INLINE void Put(Vec<float> weights, float* row, std::int64_t c) {
-        _mm256_store_si256(reinterpret_cast<__m256i*>(reinterpret_cast<std::uint16_t*>(row) + c), Rounded(weights));
-    }
-};
 
 /// Whether soften would move the reference of any row.
 bool AnyMoves(const float* scores, float scale, const float* reference, std::int64_t rows) {
@@ -454,12 +290,12 @@ constexpr Kernels<float> MakeBf16Table() {
     table.enter = Enter;
     table.leave = Leave;
     table.scales_queries = false;
-    table.query_room = PairedRoom;
-    table.key_room = [](std::int64_t width) { return 2 * PairedRoom(width); };
-    table.value_room = PairedValueRoom;
+    table.query_room = QueryPairRoom<kStep>;
+    table.key_room = KeyPairRoom<kStep>;
+    table.value_room = ValuePairRoom;
     table.packs = PacksStored;
-    table.pack_queries = PackQueries;
-    table.pack_keys = PackKeyPairs;
+    table.pack_queries = PackQueryPairs<kStep>;
+    table.pack_keys = PackKeyPairs<kStep>;
     table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;

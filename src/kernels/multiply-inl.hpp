@@ -45,6 +45,17 @@ struct Right {
     std::int64_t panel_step;
 };
 
+/// Elements L of the left operand and what they meet: numbers here, pairs of them in pairs-inl.hpp.
+template <class L>
+struct Elements {
+    static HWY_INLINE Vec<L> Repeated(const L* left) { return hn::Set(Tag<L>(), *left); }
+    template <class T>
+    static HWY_INLINE Vec<L> Row(const T* right) {
+        return LoadVector<L>(right);
+    }
+    static HWY_INLINE Vec<L> AddProduct(Vec<L> sum, Vec<L> left, Vec<L> right) { return hn::MulAdd(left, right, sum); }
+};
+
 /// What the compiler may no longer take for known.
 HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
     __asm__ volatile("" : "+r"(value));
@@ -53,28 +64,27 @@ HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
 
 /// sums += left · b, for kRows rows and kColumns vectors. kFar: more rows, a step apart, than there are registers for
 /// their addresses, so these are counted on from row to row; kept, they would take accumulators' places.
-template <class A, unsigned kRows, unsigned kColumns, bool kFar = false, class T>
-HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& left, const T* HWY_RESTRICT b,
+template <class A, unsigned kRows, unsigned kColumns, bool kFar = false, class L, class T>
+HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<L>& left, const T* HWY_RESTRICT b,
                              std::int64_t b_stride, std::int64_t inner) {
-    const Tag<A> d;
-    const A* HWY_RESTRICT a = left.data;
+    const L* HWY_RESTRICT a = left.data;
     for (std::int64_t i = 0; i < inner; ++i) {
         const std::int64_t row_step = kFar ? Forgotten(left.row_step) : left.row_step;
-        const A* HWY_RESTRICT third = a;
+        const L* HWY_RESTRICT third = a;
         Vec<A> row[kColumns];
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            row[j] = LoadVector<A>(b + j * kWidth<A>);
+            row[j] = Elements<L>::Row(b + j * kWidth<A>);
         }
         HWY_UNROLL(16)
         for (unsigned r = 0; r < kRows; ++r) {
             if (kFar && r > 0 && r % 3 == 0) {
                 third += 3 * row_step;
             }
-            const Vec<A> factor = hn::Set(d, kFar ? third[r % 3 * row_step] : a[r * row_step]);
+            const Vec<A> factor = Elements<L>::Repeated(kFar ? third + r % 3 * row_step : a + r * row_step);
             HWY_UNROLL(8)
             for (unsigned j = 0; j < kColumns; ++j) {
-                sums[r][j] = hn::MulAdd(factor, row[j], sums[r][j]);
+                sums[r][j] = Elements<L>::AddProduct(sums[r][j], factor, row[j]);
             }
         }
         a += left.inner_step;
@@ -83,8 +93,8 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<A>& lef
 }
 
 /// One block of c, kRows rows and kColumns vectors wide.
-template <class A, bool kAdd, unsigned kRows, unsigned kColumns, class T>
-void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left, const Right<T>& b,
+template <class A, bool kAdd, unsigned kRows, unsigned kColumns, class L, class T>
+void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<L>& left, const Right<T>& b,
                    std::int64_t inner) {
     const Tag<A> d;
     Vec<A> sums[kRows][kColumns];
@@ -106,8 +116,8 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<A>& left
 }
 
 /// All rows of kColumns vectors; the last rows in a block of their own height.
-template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kColumns == 1 ? kNarrowRows : kBlockRows>
-void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const Right<A>& b, std::int64_t rows, std::int64_t inner) {
+template <class A, bool kAdd, unsigned kColumns, unsigned kRows = kColumns == 1 ? kNarrowRows : kBlockRows, class L>
+void MultiplyRows(A* c, std::int64_t c_stride, Left<L> left, const Right<L>& b, std::int64_t rows, std::int64_t inner) {
     for (; rows >= kRows; rows -= kRows) {
         MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, inner);
         c += kRows * c_stride;
@@ -121,8 +131,8 @@ void MultiplyRows(A* c, std::int64_t c_stride, Left<A> left, const Right<A>& b, 
     }
 }
 
-template <class A, bool kAdd, unsigned kColumns = kBlockColumns>
-void MultiplyAll(A* c, std::int64_t c_stride, const Left<A>& left, Right<A> b, std::int64_t rows, std::int64_t inner,
+template <class A, bool kAdd, unsigned kColumns = kBlockColumns, class L>
+void MultiplyAll(A* c, std::int64_t c_stride, const Left<L>& left, Right<L> b, std::int64_t rows, std::int64_t inner,
                  std::int64_t width) {
     constexpr std::int64_t kStep = kColumns * kWidth<A>;
     for (; width >= kStep; width -= kStep) {
@@ -138,15 +148,15 @@ void MultiplyAll(A* c, std::int64_t c_stride, const Left<A>& left, Right<A> b, s
 }
 
 /// c (rows, width) ← left · b
-template <class A>
-void Multiply(A* c, std::int64_t c_stride, const Left<A>& left, const Right<A>& b, std::int64_t rows,
+template <class A, class L>
+void Multiply(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
               std::int64_t inner, std::int64_t width) {
     MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);
 }
 
 /// c (rows, width) += left · b
-template <class A>
-void MultiplyAdd(A* c, std::int64_t c_stride, const Left<A>& left, const Right<A>& b, std::int64_t rows,
+template <class A, class L>
+void MultiplyAdd(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
                  std::int64_t inner, std::int64_t width) {
     MultiplyAll<A, true>(c, c_stride, left, b, rows, inner, width);
 }

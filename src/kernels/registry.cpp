@@ -7,7 +7,8 @@ namespace {
 const Tables& tables(InstructionSet set) noexcept {
     switch (set) {
 #if defined(__x86_64__)
-        case InstructionSet::amx:  // what is not bf16
+        case InstructionSet::amx:  // of these two, what is not bf16
+        case InstructionSet::avx512bf16:
         case InstructionSet::avx512:
             return avx512_tables;
         case InstructionSet::avx2:
@@ -28,8 +29,11 @@ const Tables& tables(InstructionSet set) noexcept {
 template <>
 const Kernels<float>& table<float>(InstructionSet set, DType dtype) noexcept {
 #if defined(__x86_64__)
-    if (set == InstructionSet::amx && dtype == DType::bf16) {
+    if (dtype == DType::bf16 && set == InstructionSet::amx) {
         return amx_bf16_table;
+    }
+    if (dtype == DType::bf16 && set == InstructionSet::avx512bf16) {
+        return avx512_bf16_table;
     }
 #endif
     (void)dtype;

@@ -89,15 +89,15 @@ const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
 template <class A>
 void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
                   std::int64_t width) {
-    Multiply(scores, kKeyTile, {queries, padded(width), 1}, {keys, kPanel<A>, kPanel<A> * padded(width)}, rows, width,
-             padded(columns));
+    Multiply(scores, kKeyTile, Left<A>{queries, padded(width), 1}, Right<A>{keys, kPanel<A>, kPanel<A> * padded(width)},
+             rows, width, padded(columns));
 }
 
 template <class A>
 void AddValues(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
                std::int64_t width) {
-    MultiplyAdd(context, padded(width), {weights, kKeyTile, 1}, {values, kPanel<A>, kPanel<A> * kKeyTile}, rows,
-                columns, padded(width));
+    MultiplyAdd(context, padded(width), Left<A>{weights, kKeyTile, 1},
+                Right<A>{values, kPanel<A>, kPanel<A> * kKeyTile}, rows, columns, padded(width));
 }
 
 template <class A>
@@ -140,8 +140,8 @@ const A* WeightsAsTheyAre(A* /*room*/, const A* weights, std::int64_t /*rows*/) 
 template <class A>
 void AddOverQueries(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
                     std::int64_t width) {
-    MultiplyAdd(sums, padded(width), {weights, 1, kKeyTile}, {packed, padded(width), kPanel<A>}, columns, rows,
-                padded(width));
+    MultiplyAdd(sums, padded(width), Left<A>{weights, 1, kKeyTile}, Right<A>{packed, padded(width), kPanel<A>}, columns,
+                rows, padded(width));
 }
 
 template <class A>

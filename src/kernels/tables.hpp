@@ -23,6 +23,7 @@ extern const Tables scalar_tables;
 extern const Tables sse4_tables;
 extern const Tables avx2_tables;
 extern const Tables avx512_tables;
+extern const Kernels<float> avx512_bf16_table;
 extern const Kernels<float> amx_bf16_table;
 #elif defined(__aarch64__)
 extern const Tables neon_tables;

@@ -1,0 +1,103 @@
+// bf16 on AVX512-BF16's products of pairs, twice as many multiply-adds an instruction as float32's; the walks are those
+// of multiply-inl.hpp, and all that is not bf16 is AVX-512's.
+#include <hwy/detect_targets.h>
+
+#include "kernels/tables.hpp"
+#undef HWY_TARGET
+#define HWY_TARGET HWY_AVX3
+#include "kernels/pairs-inl.hpp"
+#include "kernels/table-inl.hpp"
+
+HWY_BEFORE_NAMESPACE();
+namespace qkv::kernels::HWY_NAMESPACE {
+
+namespace {
+
+constexpr std::int64_t kStep = kLanes;
+constexpr std::int64_t kPairPanel = kPanel<float>;
+static_assert(kPairPanel == kKeyTile);  // packed keys are one panel
+
+/// How pairs of kKeyTile, or kQueryTile, rows lie.
+static_assert(kQueryTile == kKeyTile);
+[[nodiscard]] Right<Pair> PanelsOf(const float* packed) {
+    return {Pairs(packed), kPairPanel, kKeyTile / 2 * kPairPanel};
+}
+std::int64_t RowPairRoom(std::int64_t width) {
+    return kKeyTile / 2 * ((width + kPairPanel - 1) / kPairPanel * kPairPanel);
+}
+
+const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
+    PackRowPairs(room, rows, width, kPairPanel);
+    return room;
+}
+const float* PackQuerySums(float* room, const float* rows, std::int64_t count, std::int64_t width) {
+    return PackValuePairs(room, loaded(rows, count, width), width);
+}
+
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
+                   std::int64_t width) {
+    const std::int64_t pairs = pairs_of<kStep>(width);
+    Multiply(scores, kKeyTile, Left<Pair>{Pairs(queries), pairs, 1}, Right<Pair>{Pairs(keys), kPairPanel, 0}, rows,
+             pairs, padded(columns));
+}
+
+void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
+                     std::int64_t width) {
+    MultiplyAdd(context, padded(width), Left<Pair>{Pairs(weights), kKeyTile, 1}, PanelsOf(values), rows,
+                (columns + 1) / 2, padded(width));
+}
+
+void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t columns,
+                  std::int64_t width) {
+    MultiplyAdd(sums, padded(width), Left<Pair>{Pairs(weights), 1, kKeyTile}, PanelsOf(packed), columns, (rows + 1) / 2,
+                padded(width));
+}
+
+void Attend(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count, float* scores) {
+    for (std::int64_t tile = 0; tile < count; ++tile) {
+        const std::int64_t columns = tiles[tile].columns;
+        MultiplyPairs(scores, rows.queries, tiles[tile].keys, rows.rows, columns, rows.head_dim);
+        if (rows.finish.apply != nullptr) {
+            rows.finish.apply(rows.finish.with, tile, scores);
+        }
+        Soften<float, CoarseWeights>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
+                                     rows.rows, columns);
+        AddPairedValues(rows.context, scores, tiles[tile].values, rows.rows, columns, rows.value_dim);
+    }
+}
+
+constexpr Kernels<float> MakeBf16Table() {
+    Kernels<float> table = MakeTable<float>();
+    table.scales_queries = false;
+    table.query_room = QueryPairRoom<kStep>;
+    table.key_room = KeyPairRoom<kStep>;
+    table.value_room = RowPairRoom;
+    table.packs = PacksStored;
+    table.pack_queries = PackQueryPairs<kStep>;
+    table.pack_keys = PackKeyPairs<kStep>;
+    table.pack_values = PackValuePairs;
+    table.multiply_keys = MultiplyPairs;
+    table.add_values = AddPairedValues;
+    table.few_rows = 0;
+    table.attend = Attend;
+    table.round_weights = RoundRows;
+    table.pack_weights = PackRoundedPairs;
+    table.query_sum_room = RowPairRoom;
+    table.pack_query_sums = PackQuerySums;
+    table.add_over_queries = AddOverPairs;
+    table.soften = Soften<float, CoarseWeights>;
+    table.weigh = Weigh<float, CoarseWeights>;
+    table.score_gradients = ScoreGradients<float, CoarseWeights>;
+    return table;
+}
+
+}  // namespace
+
+}  // namespace qkv::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+namespace qkv::kernels {
+
+constinit const Kernels<float> avx512_bf16_table = HWY_NAMESPACE::MakeBf16Table();
+
+}  // namespace qkv::kernels
