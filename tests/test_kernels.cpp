@@ -116,7 +116,7 @@ TEST_P(EverySet, ProductsOfForwardAreTheProducts) {
             fill(weights, rows * kKeyTile, 3);
             std::fill_n(sums.data, rows * width, 100.0F);
             const float* keys = kernels.pack_keys(packed.data, loaded(right.data, kKeyTile, width), width, nullptr);
-            kernels.multiply_keys(scores.data, left.data, keys, rows, kKeyTile, width);
+            kernels.multiply_keys(scores.data, left.data, keys, rows, kKeyTile, width, nullptr);
             const float* values = kernels.pack_values(packed_values.data, loaded(right.data, kColumns, width), width);
             kernels.add_values(sums.data, weights.data, values, rows, kColumns, width);
             for (std::int64_t r = 0; r < rows; ++r) {
@@ -206,7 +206,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
         const Kernels<float>& kernels = table<float>(GetParam(), dtype);
         const Entered entered(kernels);
-        for (const auto& [rows, stored] : {std::pair{5, false}, {5, true}, {64, false}}) {
+        for (const auto& [rows, stored] : {std::pair{5, false}, {5, true}, {64, false}, {64, true}}) {
             if (stored && rows > kernels.few_rows) {
                 continue;  // the set packs always
             }
@@ -267,7 +267,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             for (std::int64_t at = 0; at < kTiles; ++at) {
                 const PackedKeys<float>& tile = tiles[at];
                 const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
-                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim);
+                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim, nullptr);
                 kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},
                                apart.context.data, kValueDim, rows, kKeyTile);
                 kernels.add_values(apart.context.data, scores.data, packed_values[at], rows, kKeyTile, kValueDim);

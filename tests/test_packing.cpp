@@ -35,7 +35,7 @@ void check_rows(const Kernels<float>& kernels) {
         for (std::int64_t i = 0; i < width; ++i) {  // a query that is 1 at i finds number i of every key
             std::fill_n(one_hot.data, padded(width), 0.0F);
             one_hot.data[i] = 1.0F;
-            kernels.multiply_keys(column.data, one_hot.data, keys, 1, kRows, width);
+            kernels.multiply_keys(column.data, one_hot.data, keys, 1, kRows, width, nullptr);
             for (std::int64_t r = 0; r < kLanes; ++r) {
                 ASSERT_EQ(column.data[r],
                           r < kRows ? static_cast<float>(stored[static_cast<std::size_t>(r * stride + i)]) : 0.0F)
@@ -83,13 +83,14 @@ std::vector<T> stored_rows(std::int64_t rows, std::int64_t width, std::int64_t s
     return stored;
 }
 
-/// Queries, keys and values from where they lie have the products of loaded ones, bit for bit. Returns how many are
-/// packed from there.
+/// Queries, keys and values from where they lie have the products of loaded ones, bit for bit, and so has who asks for
+/// memory meanwhile. Returns how many are packed from there.
 template <class T>
 std::int64_t check_stored(InstructionSet set) {
     const Kernels<float>& kernels = table<float>(set, dtype_of<T>);
     const Entered entered(kernels);
     std::int64_t packed = 0;
+    std::int64_t taken = 0;
     for (const std::int64_t width : {1, 8, 15, 16, 31, 32, 33, 48, 64, 80, 96, 128, 144}) {
         for (const std::int64_t count : {1, 2, 15, 16, 33, 63, 64}) {
             const std::int64_t stride = width + 5;
@@ -118,7 +119,8 @@ std::int64_t check_stored(InstructionSet set) {
                 Ahead ahead;
                 ahead.add(rows, width);
                 const float* k = kernels.pack_keys(keys.data, from, width, first ? &ahead : nullptr);
-                kernels.multiply_keys(first ? scores.data : expected.data, q, k, count, count, width);
+                kernels.multiply_keys(first ? scores.data : expected.data, q, k, count, count, width,
+                                      first ? &ahead : nullptr);
             }
             for (std::int64_t r = 0; r < count; ++r) {
                 EXPECT_EQ(std::memcmp(scores.data + r * kKeyTile, expected.data + r * kKeyTile,
@@ -131,23 +133,51 @@ std::int64_t check_stored(InstructionSet set) {
                 std::fill_n(weights.data + at * kKeyTile + count, kKeyTile - count, 0.0F);
             }
             kernels.round_weights(weights.data, kQueryTile);
-            for (std::int64_t heights = kernels.few_rows, height = 0; height <= heights; ++height) {
-                const std::int64_t all = height == 0 ? kQueryTile : height;
-                std::fill_n(context.data, kQueryTile * padded(width), 3.0F);
+            // Of many rows, or of few that take them from where they lie: in one run, in two, or as loaded.
+            for (const std::int64_t height : {64, 1, 2, 3, 5, 6, 7, 12, 13, 24}) {
                 std::fill_n(expected_context.data, kQueryTile * padded(width), 3.0F);
                 kernels.add_values(expected_context.data, weights.data,
-                                   kernels.pack_values(values.data, loaded_rows, width), all, count, width);
-                if (height == 0) {
+                                   kernels.pack_values(values.data, loaded_rows, width), height, count, width);
+                const auto check = [&](const char* which, const auto& add) {
+                    std::fill_n(context.data, kQueryTile * padded(width), 3.0F);
+                    add();
+                    EXPECT_TRUE(same(context, expected_context, height * padded(width)))
+                        << which << ' ' << width << ' ' << count << ' ' << height;
+                };
+                check("packed", [&] {
                     kernels.add_values(context.data, weights.data, kernels.pack_values(other_values.data, rows, width),
-                                       all, count, width);
-                } else {
-                    kernels.add_stored_values(context.data, weights.data, rows, all, width);
+                                       height, count, width);
+                });
+                if (height > kernels.few_rows) {
+                    continue;
                 }
-                EXPECT_TRUE(same(context, expected_context, kQueryTile * padded(width)))
-                    << width << ' ' << count << ' ' << height;
+                const auto add = [&](std::int64_t first, const Rows& run, Ahead* ahead) {
+                    kernels.add_stored_values(context.data, weights.data, first, run, height, width, ahead);
+                };
+                check("loaded", [&] { add(0, loaded_rows, nullptr); });
+                const std::int64_t half = count / 2;
+                const Rows first{rows.data, rows.dtype, stride, half};
+                const Rows second{rows.data + half * stride * static_cast<std::int64_t>(sizeof(T)), rows.dtype, stride,
+                                  count - half};
+                if (kernels.takes_stored(rows, width, true)) {
+                    ++taken;
+                    check("stored", [&] {
+                        Ahead ahead;
+                        ahead.add(rows, width);
+                        add(0, rows, &ahead);
+                    });
+                }
+                if (half > 0 && kernels.takes_stored(first, width, false) &&
+                    kernels.takes_stored(second, width, true)) {
+                    check("in two runs", [&] {
+                        add(0, first, nullptr);
+                        add(half, second, nullptr);
+                    });
+                }
             }
         }
     }
+    EXPECT_EQ(taken > 0, packed > 0 && kernels.few_rows > 0);
     return packed;
 }
 

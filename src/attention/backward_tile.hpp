@@ -275,9 +275,10 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const Q
     const Problem& problem = setup.call.problem;
     const Kernels<A>& kernels = setup.kernels;
     A* scores = scratch.scores.scores;
-    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, tile.columns, problem.head_dim);
+    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, tile.columns, problem.head_dim, nullptr);
     finish_scores(problem, kernels, tile, scratch.scores, setup.product_scale, scratch.trail);
-    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, tile.columns, problem.value_dim);
+    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, tile.columns, problem.value_dim,
+                          nullptr);
     if (problem.dropout) {
         dropout_factors(kernels, problem, tile, scratch.factors);
     }

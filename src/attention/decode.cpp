@@ -220,9 +220,10 @@ private:
         clear_rows(scratch.span_rows(rows.rows), scratch.span);
         const KeyRange needed = needed_keys(rows.sequence, 0, rows.sequence.queries);
         const std::int64_t end = std::min((split + 1) * kSplitKeys, needed.end);
+        KeyPass pass(setup_.kernels, rows.rows);
         for (std::int64_t column = std::max(split * kSplitKeys, needed.begin / kKeyTile * kKeyTile); column < end;
              column += kKeyTile) {
-            attend_tile(rows, {column, std::min(kKeyTile, end - column)}, scratch);
+            attend_tile(rows, {column, std::min(kKeyTile, end - column)}, pass, scratch);
         }
     }
 
@@ -232,7 +233,7 @@ private:
     }
 
     /// Products and softmax of all packed rows at once; before and between them, each head minds its own mask.
-    void attend_tile(const PackedTile& packed, KeyTile<A> keys, const Scratch& scratch) const {
+    void attend_tile(const PackedTile& packed, KeyTile<A> keys, KeyPass& pass, const Scratch& scratch) const {
         const RowTile<A> rows = scratch.span_rows(packed.rows);
         const ForwardScratch<A>& span = scratch.span;
         bool unmasked = true;
@@ -251,7 +252,7 @@ private:
                 std::fill_n(own.allowed, count, std::uint64_t{0});
             } else if (prepare_mask(problem_, setup_.kernels, tile, own) &&
                        !keys.packed) {  // by the first head that needs them
-                pack(setup_, packed.sequence, packed.kv_head, packed.rows <= setup_.kernels.few_rows, keys, span);
+                pack(setup_, packed.sequence, packed.kv_head, pass, keys, span);
             }
         });
         if (!keys.packed) {

@@ -102,7 +102,7 @@ public:
 
     void add(const KeyTile<A>& keys, const Tile& tile) {
         const auto at = static_cast<std::size_t>(count_++);
-        keys_[at] = {keys.keys, keys.values, {}, keys.columns};
+        keys_[at] = {keys.keys, keys.values, {}, keys.columns, keys.ahead};
         if (keys.values == nullptr) {  // of a tensor: one run
             for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { keys_[at].stored_values = run; });
         }
@@ -187,7 +187,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
     const std::int64_t end =
         std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
     const std::int64_t kv_head = first_head / problem.group;
-    const bool few = row_tiles.size() == 1 && row_tiles.front().rows <= setup.kernels.few_rows;
+    KeyPass pass(setup.kernels, row_tiles.size() == 1 ? row_tiles.front().rows : 0);
     for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
         KeyTile<A> tiles[kPanelTiles];
         for (const RowTile<A>& rows : row_tiles) {
@@ -203,7 +203,7 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
                         keys.column = column;
                         keys.columns = std::min(kKeyTile, end - column);
                         keys.place = place;
-                        pack(setup, sequence, kv_head, few, keys, scratch);
+                        pack(setup, sequence, kv_head, pass, keys, scratch);
                     }
                     if (setup.attends_at_once && multiplies_all(setup, keys, tile, scratch)) {
                         run.add(keys, tile);

@@ -77,6 +77,7 @@ struct KeyTile {
     const A* values = nullptr;  // as packed, or nullptr where a few rows take them where they lie
     const Sequence* sequence = nullptr;
     std::int64_t kv_head = 0;
+    kernels::Ahead* ahead = nullptr;  // to be asked for meanwhile
     bool packed = false;
     // Values that can be taken from where they lie are loaded, and looked at, only when something masked meets them.
     bool loaded_values = false;
@@ -164,31 +165,70 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
     tile.loaded_values = true;
 }
 
-/// Keys and values, once for all rows that need them; `few`: these are at most the kernels' few_rows. While the keys
-/// are packed, the values and the next tile's keys are asked for: a few queries wait for memory more than for anything
-/// else.
+/// Keys and values pass by a few rows, or many, and while a tile is at work the next one is asked for: a few rows wait
+/// for memory more than for anything else.
+struct KeyPass {
+    /// rows: of the one tile of rows; 0: more tiles.
+    template <class A>
+    KeyPass(const Kernels<A>& kernels, std::int64_t rows) : few(0 < rows && rows <= kernels.few_rows) {
+        if (kernels.few_rows == 0) {
+            ahead.packing_pace = 8;  // its products do not ask
+        }
+    }
+
+    bool few;  // at most the kernels' few_rows
+    bool begun = false;
+    kernels::Ahead ahead;
+};
+
+/// Whether a few rows can take the tile's values from where they lie.
 template <class A>
-void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, bool few, KeyTile<A>& tile,
+[[nodiscard]] bool takes_stored(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head,
+                                const KeyTile<A>& tile) {
+    const Problem& problem = setup.call.problem;
+    bool takes = true;
+    std::int64_t left = tile.columns;
+    for_each_run(value_rows, problem, sequence, kv_head, tile.column, tile.columns, [&](const Rows& run) {
+        left -= run.rows;
+        takes = takes && setup.kernels.takes_stored(run, problem.value_dim, left == 0);
+    });
+    return takes;
+}
+
+/// Keys and values, once for all rows that need them.
+template <class A>
+void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyPass& pass, KeyTile<A>& tile,
           const ForwardScratch<A>& scratch) {
     const Problem& problem = setup.call.problem;
-    kernels::Ahead ahead;
     const std::int64_t next = tile.column + tile.columns;
-    for_each_run(value_rows, problem, sequence, kv_head, tile.column, tile.columns,
-                 [&](const Rows& run) { ahead.add(run, problem.value_dim); });
-    for_each_run(key_rows, problem, sequence, kv_head, next, std::min(kKeyTile, sequence.end_key - next),
-                 [&](const Rows& run) { ahead.add(run, problem.head_dim); });
-    pack_keys(setup, sequence, kv_head, tile, scratch, &ahead);
+    const auto ask = [&](const auto& find, std::int64_t column, std::int64_t width) {
+        for_each_run(find, problem, sequence, kv_head, column, std::min(kKeyTile, sequence.end_key - column),
+                     [&](const Rows& run) { pass.ahead.add(run, width); });
+    };
+    pass.ahead.clear();
+    if (!pass.begun) {
+        ask(value_rows, tile.column, problem.value_dim);
+        pass.begun = true;
+    }
+    ask(key_rows, next, problem.head_dim);
+    ask(value_rows, next, problem.value_dim);
+    tile.ahead = &pass.ahead;
+    pack_keys(setup, sequence, kv_head, tile, scratch, &pass.ahead);
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
     tile.packed = true;
+    if (pass.few) {
+        if (!takes_stored(setup, sequence, kv_head, tile)) {
+            load_values(setup, tile, scratch);
+        }
+        return;
+    }
     Rows values = value_rows(problem, sequence, kv_head, tile.column, tile.columns);
-    if (!setup.kernels.packs(values, problem.value_dim) || (values.rows < tile.columns && !few)) {
+    if (values.rows < tile.columns || !setup.kernels.packs(values, problem.value_dim)) {
         load_values(setup, tile, scratch);
         values = kernels::loaded(scratch.value_at(tile), tile.columns, problem.value_dim);
     }
-    if (!few) {
-        tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), values, problem.value_dim);
-    }
+    tile.values = setup.kernels.pack_values(scratch.packed_value_at(tile), values, problem.value_dim);
 }
 
 /// visit(run) for the runs of values that are not packed: loaded ones, or where they lie.
@@ -208,7 +248,7 @@ template <class A>
 void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
                         const ForwardScratch<A>& scratch) {
     setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, keys.columns,
-                                setup.call.problem.head_dim);
+                                setup.call.problem.head_dim, keys.ahead);
 }
 
 /// context += weights · value
@@ -220,9 +260,10 @@ void add_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyT
         setup.kernels.add_values(rows.context, weights, keys.values, rows.rows, keys.columns, value_dim);
         return;
     }
+    std::int64_t first = 0;
     for_each_value_run(setup, keys, scratch, [&](const Rows& run) {
-        setup.kernels.add_stored_values(rows.context, weights, run, rows.rows, value_dim);
-        weights += run.rows;
+        setup.kernels.add_stored_values(rows.context, weights, first, run, rows.rows, value_dim, keys.ahead);
+        first += run.rows;
     });
 }
 
@@ -238,7 +279,8 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
         clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
                           scratch.scores.scores + r * kKeyTile, 1);
         if (kernels.few_rows > 0) {
-            kernels.add_stored_values(rows.context + r * width, scratch.weights + r * kKeyTile, cleared, 1, value_dim);
+            kernels.add_stored_values(rows.context + r * width, scratch.weights + r * kKeyTile, 0, cleared, 1,
+                                      value_dim, nullptr);
             continue;
         }
         const A* values = kernels.pack_values(scratch.packed_value_at(keys), cleared, value_dim);

@@ -162,7 +162,7 @@ void MultiplyTileRows(float* c, std::int64_t c_stride, const TileProduct& produc
 std::int64_t ValuePairRoom(std::int64_t width) { return kKeyTile / 2 * padded(width); }
 
 const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
-    PackRowPairs(room, rows, width, padded(width));
+    PackRowPairs(room, rows, width, padded(width), kStep);
     return room;
 }
 
@@ -186,7 +186,7 @@ const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
 
 /// Past the rows there is room for whole tiles, and nobody looks there.
 void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
-                   std::int64_t width) {
+                   std::int64_t width, Ahead* /*ahead*/) {
     MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, padded(columns));
 }
 
@@ -213,7 +213,7 @@ const float* PackColumns(float* room, const float* rows, std::int64_t count, std
         return hn::BitCast(d, hn::Or(hn::ShiftRight<16>(hn::BitCast(du, hn::Load(d, first))),
                                      hn::And(hn::BitCast(du, second), hn::Set(du, 0xFFFF0000U))));
     };
-    TransposeFloats(room, kQueryTile / 2, kQueryTile / 2, (count + 1) / 2, across, pair_at, {nullptr, 1});
+    TransposeFloats(room, kQueryTile / 2, kQueryTile / 2, (count + 1) / 2, across, pair_at, nullptr);
     return room;
 }
 
@@ -231,7 +231,7 @@ const float* SumsTransposed(float* room, const float* sums, std::int64_t width) 
     const std::int64_t across = padded(width);
     const auto four_at = [&](std::int64_t row, std::int64_t i)
                              HWY_ATTR { return hn::Load(hn::FixedTag<float, 4>(), sums + row * kKeyTile + i); };
-    TransposeFloats(room, across, across, across, kKeyTile, four_at, {nullptr, 1});
+    TransposeFloats(room, across, across, across, kKeyTile, four_at, nullptr);
     return room;
 }
 
@@ -260,7 +260,8 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
     const std::int64_t across = padded(rows.value_dim);
     TileProduct products[kMostAttended];
     for (std::int64_t i = 0; i < count; ++i) {
-        MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, tiles[i].columns, rows.head_dim);
+        MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, tiles[i].columns, rows.head_dim,
+                      nullptr);
         products[i] = ValueProduct(scores + i * kTile, tiles[i].values, tiles[i].columns, rows.value_dim);
     }
     std::int64_t taken = 0;
@@ -294,7 +295,7 @@ constexpr Kernels<float> MakeBf16Table() {
     table.key_room = KeyPairRoom<kStep>;
     table.value_room = ValuePairRoom;
     table.packs = PacksStored;
-    table.pack_queries = PackQueryPairs<kStep>;
+    table.pack_queries = PackQueryPairs<kStep, kTileRows>;
     table.pack_keys = PackKeyPairs<kStep>;
     table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;

@@ -27,7 +27,7 @@ std::int64_t RowPairRoom(std::int64_t width) {
 }
 
 const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
-    PackRowPairs(room, rows, width, kPairPanel);
+    PackRowPairs(room, rows, width, kPairPanel, 2);
     return room;
 }
 const float* PackQuerySums(float* room, const float* rows, std::int64_t count, std::int64_t width) {
@@ -35,16 +35,41 @@ const float* PackQuerySums(float* room, const float* rows, std::int64_t count, s
 }
 
 void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
-                   std::int64_t width) {
+                   std::int64_t width, Ahead* ahead) {
     const std::int64_t pairs = pairs_of<kStep>(width);
     Multiply(scores, kKeyTile, Left<Pair>{Pairs(queries), pairs, 1}, Right<Pair>{Pairs(keys), kPairPanel, 0}, rows,
-             pairs, padded(columns));
+             pairs, padded(columns), ahead);
 }
 
 void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
                      std::int64_t width) {
     MultiplyAdd(context, padded(width), Left<Pair>{Pairs(weights), kKeyTile, 1}, PanelsOf(values), rows,
                 (columns + 1) / 2, padded(width));
+}
+
+/// Whole vectors, and no pair in two runs.
+bool TakesStoredPairs(const Rows& values, std::int64_t width, bool last) {
+    return values.dtype == DType::bf16 && width == padded(width) && (last || values.rows % 2 == 0);
+}
+
+void AddStoredPairs(float* context, const float* weights, std::int64_t first, const Rows& values, std::int64_t rows,
+                    std::int64_t width, Ahead* ahead) {
+    assert(first % 2 == 0 && 1 <= rows && rows <= kFewRows);
+    OfStored(values, [&]<class T>(const T* from) HWY_ATTR {
+        const std::int64_t pairs = values.rows / 2;
+        const Left<Pair> left{Pairs(weights) + first / 2, kKeyTile, 1};
+        const auto add = [&]<class Met>(const Met* met, std::int64_t at, std::int64_t count) HWY_ATTR {
+            MultiplyAndAsk<float, true, 8>(context, padded(width), Left<Pair>{left.data + at, left.row_step, 1},
+                                           Right<Met>{met, values.stride, kPanel<float>}, rows, count, padded(width),
+                                           ahead);
+        };
+        if (pairs > 0) {
+            add(from, 0, pairs);
+        }
+        if (values.rows % 2 != 0) {
+            add(reinterpret_cast<const Alone<T>*>(from + 2 * pairs * values.stride), pairs, 1);
+        }
+    });
 }
 
 void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t columns,
@@ -56,13 +81,18 @@ void AddOverPairs(float* sums, const float* weights, const float* packed, std::i
 void Attend(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count, float* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
         const std::int64_t columns = tiles[tile].columns;
-        MultiplyPairs(scores, rows.queries, tiles[tile].keys, rows.rows, columns, rows.head_dim);
+        MultiplyPairs(scores, rows.queries, tiles[tile].keys, rows.rows, columns, rows.head_dim, tiles[tile].ahead);
         if (rows.finish.apply != nullptr) {
             rows.finish.apply(rows.finish.with, tile, scores);
         }
         Soften<float, CoarseWeights>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
                                      rows.rows, columns);
-        AddPairedValues(rows.context, scores, tiles[tile].values, rows.rows, columns, rows.value_dim);
+        if (tiles[tile].values != nullptr) {
+            AddPairedValues(rows.context, scores, tiles[tile].values, rows.rows, columns, rows.value_dim);
+        } else {
+            AddStoredPairs(rows.context, scores, 0, tiles[tile].stored_values, rows.rows, rows.value_dim,
+                           tiles[tile].ahead);
+        }
     }
 }
 
@@ -73,12 +103,13 @@ constexpr Kernels<float> MakeBf16Table() {
     table.key_room = KeyPairRoom<kStep>;
     table.value_room = RowPairRoom;
     table.packs = PacksStored;
-    table.pack_queries = PackQueryPairs<kStep>;
+    table.pack_queries = PackQueryPairs<kStep, 1>;
     table.pack_keys = PackKeyPairs<kStep>;
     table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
-    table.few_rows = 0;
+    table.takes_stored = TakesStoredPairs;
+    table.add_stored_values = AddStoredPairs;
     table.attend = Attend;
     table.round_weights = RoundRows;
     table.pack_weights = PackRoundedPairs;

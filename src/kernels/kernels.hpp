@@ -50,66 +50,64 @@ template <class A>
     return {reinterpret_cast<const std::byte*>(rows), dtype_of<A>, padded(width), count};
 }
 
-/// Memory that is wanted soon, asked for line after line while something else is done: in the order of addresses the
-/// machine's own prefetching helps, and a few at a time nobody waits for a free place in its queues.
+/// Memory that will be wanted, in that order. Verbs that take their time ask for it, a line or two at each of their
+/// steps: asked for faster than it comes, lines are not brought (Zen 5) or the core waits (Golden Cove).
 class Ahead {
 public:
+    /// Lines of 64 bytes, in rows a step apart.
+    struct Lines {
+        const std::byte* at = nullptr;
+        const std::byte* row_end = nullptr;
+        std::int64_t row_bytes = 0;
+        std::int64_t row_step = 0;
+        std::int64_t count = 0;
+    };
+    static constexpr std::int64_t kLine = 64;
+
+    /// Lines that packing asks for at each of its steps; products ask for one.
+    std::int64_t packing_pace = 2;
+
+    void clear() { first_ = last_ = 0; }
+    [[nodiscard]] bool empty() const { return first_ == last_; }
+    /// What finds no place is not asked for.
     void add(const Rows& rows, std::int64_t width) {
+        if (last_ == kMost || rows.rows == 0) {
+            return;
+        }
         const std::int64_t bytes = width * size_of(rows.dtype);
         const std::int64_t step = rows.stride * size_of(rows.dtype);
-        if (last_ < kMost && rows.rows > 0) {
-            const bool together = step == bytes;
-            Piece& piece = pieces_[static_cast<std::size_t>(last_++)];
-            piece = {rows.data, 0, together ? bytes * rows.rows : bytes, step, together ? 1 : rows.rows};
-            lines_ += (piece.bytes + kLine - 1) / kLine * piece.rows;
-        }
+        const bool together = step == bytes || rows.rows == 1;
+        const std::int64_t row_bytes = together ? bytes * rows.rows : bytes;
+        const std::int64_t count = lines_of(row_bytes) * (together ? 1 : rows.rows);
+        pieces_[static_cast<std::size_t>(last_++)] = {rows.data, rows.data + row_bytes, row_bytes, step, count};
     }
-    [[nodiscard]] std::int64_t lines() const { return lines_; }
-    /// The next lines, half of them of the first and half of the last piece that is not done: two streams are faster.
-    void ask(std::int64_t lines) {
-        const std::int64_t half = lines / 2;
-        if (first_ < last_) {
-            first_ += ask_of(pieces_[static_cast<std::size_t>(first_)], lines - half) ? 1 : 0;
+    /// At most so many of the next ones.
+    Lines take(std::int64_t lines) {
+        if (first_ == last_) {
+            return {};
         }
-        if (first_ < last_) {
-            last_ -= ask_of(pieces_[static_cast<std::size_t>(last_ - 1)], half) ? 1 : 0;
+        Lines& piece = pieces_[static_cast<std::size_t>(first_)];
+        Lines taken = piece;
+        taken.count = std::min(lines, piece.count);
+        piece.count -= taken.count;
+        if (piece.count == 0) {
+            ++first_;
+            return taken;
         }
+        const std::int64_t passed = (piece.at - (piece.row_end - piece.row_bytes)) / kLine + taken.count;
+        piece.row_end += passed / lines_of(piece.row_bytes) * piece.row_step;
+        piece.at = piece.row_end - piece.row_bytes + passed % lines_of(piece.row_bytes) * kLine;
+        return taken;
     }
 
 private:
-    static constexpr std::int64_t kLine = 64;
-    static constexpr int kMost = 8;
-    struct Piece {
-        const std::byte* row;
-        std::int64_t at;
-        std::int64_t bytes;
-        std::int64_t step;
-        std::int64_t rows;
-    };
+    static constexpr int kMost = 12;
 
-    /// Whether the piece is done.
-    static bool ask_of(Piece& piece, std::int64_t lines) {
-        while (lines > 0 && piece.rows > 0) {
-            const std::int64_t here = std::min(lines, (piece.bytes - piece.at + kLine - 1) / kLine);
-            const std::byte* at = piece.row + piece.at;
-            for (std::int64_t i = 0; i < here; ++i) {
-                __builtin_prefetch(at + i * kLine, 0, 2);
-            }
-            lines -= here;
-            piece.at += here * kLine;
-            if (piece.at >= piece.bytes) {
-                piece.at = 0;
-                piece.row += piece.step;
-                --piece.rows;
-            }
-        }
-        return piece.rows == 0;
-    }
+    [[nodiscard]] static std::int64_t lines_of(std::int64_t bytes) { return (bytes + kLine - 1) / kLine; }
 
-    std::array<Piece, kMost> pieces_{};
+    std::array<Lines, kMost> pieces_;
     int first_ = 0;
     int last_ = 0;
-    std::int64_t lines_ = 0;
 };
 
 /// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
@@ -160,6 +158,7 @@ struct PackedKeys {
     const A* values = nullptr;  // packed, or nullptr where a few rows take them as they are stored
     Rows stored_values;
     std::int64_t columns = 0;
+    Ahead* ahead = nullptr;  // to be asked for meanwhile
 };
 
 /// Tiles that one call of `attend` takes.
@@ -209,8 +208,9 @@ struct Kernels {
     const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead* ahead);
     const A* (*pack_values)(A* room, const Rows& rows, std::int64_t width);
     /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above. Past the first `columns` keys there may be anything.
+    /// `ahead`, where there is one, is asked for meanwhile.
     void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
-                          std::int64_t width);
+                          std::int64_t width, Ahead* ahead);
     /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next
     /// multiple of kRowBlock are there to be read and, of the context, written.
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
@@ -218,9 +218,13 @@ struct Kernels {
 
     /// So few rows pass the values once: packing them would cost more than it saves. 0: they are always packed.
     std::int64_t few_rows;
-    /// add_values with the bits of packed ones for 1 to few_rows rows, of values as `load` leaves them or of stored
-    /// ones of which `packs` is true.
-    void (*add_stored_values)(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width);
+    /// Whether those take values from where they are stored: `rows` of a tile, up to its last or not. Those that `load`
+    /// leaves they take always.
+    bool (*takes_stored)(const Rows& values, std::int64_t width, bool last);
+    /// add_values with the bits of packed ones for 1 to few_rows rows and the values of keys from `first` of the tile
+    /// on, which is 0 but for runs of stored ones. `ahead`, where there is one, is asked for meanwhile.
+    void (*add_stored_values)(A* context, const A* weights, std::int64_t first, const Rows& values, std::int64_t rows,
+                              std::int64_t width, Ahead* ahead);
 
     /// Takes up to kMostAttended tiles of keys, in their order, into the rows' softmax and context: multiply_keys,
     /// what finishes the scores, soften and add_values for each, with those verbs' bits. `scores` is room for

@@ -48,9 +48,13 @@ struct Right {
 /// Elements L of the left operand and what they meet: numbers here, pairs of them in pairs-inl.hpp.
 template <class L>
 struct Elements {
-    static HWY_INLINE Vec<L> Repeated(const L* left) { return hn::Set(Tag<L>(), *left); }
+    /// Rows of b that one element meets.
     template <class T>
-    static HWY_INLINE Vec<L> Row(const T* right) {
+    static constexpr std::int64_t kRowsMet = 1;
+    static HWY_INLINE Vec<L> Repeated(const L* left) { return hn::Set(Tag<L>(), *left); }
+    /// A vector of what it meets, from `right` on in the first of these rows.
+    template <class T>
+    static HWY_INLINE Vec<L> Met(const T* right, std::int64_t /*stride*/) {
         return LoadVector<L>(right);
     }
     static HWY_INLINE Vec<L> AddProduct(Vec<L> sum, Vec<L> left, Vec<L> right) { return hn::MulAdd(left, right, sum); }
@@ -63,18 +67,20 @@ HWY_INLINE std::int64_t Forgotten(std::int64_t value) {
 }
 
 /// sums += left · b, for kRows rows and kColumns vectors. kFar: more rows, a step apart, than there are registers for
-/// their addresses, so these are counted on from row to row; kept, they would take accumulators' places.
-template <class A, unsigned kRows, unsigned kColumns, bool kFar = false, class L, class T>
+/// their addresses, so these are counted on from row to row; kept, they would take accumulators' places. `asked` takes
+/// a step with each of `inner`.
+template <class A, unsigned kRows, unsigned kColumns, bool kFar = false, class L, class T, class Asked = NothingAsked>
 HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<L>& left, const T* HWY_RESTRICT b,
-                             std::int64_t b_stride, std::int64_t inner) {
+                             std::int64_t b_stride, std::int64_t inner, Asked asked = {}) {
     const L* HWY_RESTRICT a = left.data;
     for (std::int64_t i = 0; i < inner; ++i) {
         const std::int64_t row_step = kFar ? Forgotten(left.row_step) : left.row_step;
         const L* HWY_RESTRICT third = a;
+        asked.step();
         Vec<A> row[kColumns];
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
-            row[j] = Elements<L>::Row(b + j * kWidth<A>);
+            row[j] = Elements<L>::Met(b + j * kWidth<A>, b_stride);
         }
         HWY_UNROLL(16)
         for (unsigned r = 0; r < kRows; ++r) {
@@ -88,14 +94,14 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<L>& lef
             }
         }
         a += left.inner_step;
-        b += b_stride;
+        b += Elements<L>::template kRowsMet<T> * b_stride;
     }
 }
 
 /// One block of c, kRows rows and kColumns vectors wide.
-template <class A, bool kAdd, unsigned kRows, unsigned kColumns, class L, class T>
-void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<L>& left, const Right<T>& b,
-                   std::int64_t inner) {
+template <class A, bool kAdd, unsigned kRows, unsigned kColumns, class L, class T, class Asked = NothingAsked>
+void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<L>& left, const Right<T>& b, std::int64_t inner,
+                   Asked asked = {}) {
     const Tag<A> d;
     Vec<A> sums[kRows][kColumns];
     HWY_UNROLL(16)
@@ -105,7 +111,7 @@ void MultiplyBlock(A* HWY_RESTRICT c, std::int64_t c_stride, const Left<L>& left
             sums[r][j] = kAdd ? hn::Load(d, c + r * c_stride + j * kWidth<A>) : hn::Zero(d);
         }
     }
-    MultiplyInto<A, kRows, kColumns, (kRows > kBlockRows)>(sums, left, b.data, b.inner_step, inner);
+    MultiplyInto<A, kRows, kColumns, (kRows > kBlockRows)>(sums, left, b.data, b.inner_step, inner, asked);
     HWY_UNROLL(16)
     for (unsigned r = 0; r < kRows; ++r) {
         HWY_UNROLL(8)
@@ -147,13 +153,6 @@ void MultiplyAll(A* c, std::int64_t c_stride, const Left<L>& left, Right<L> b, s
     }
 }
 
-/// c (rows, width) ← left · b
-template <class A, class L>
-void Multiply(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
-              std::int64_t inner, std::int64_t width) {
-    MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);
-}
-
 /// c (rows, width) += left · b
 template <class A, class L>
 void MultiplyAdd(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
@@ -161,32 +160,54 @@ void MultiplyAdd(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L
     MultiplyAll<A, true>(c, c_stride, left, b, rows, inner, width);
 }
 
-/// kRows rows pass b once, as it is stored: c is as many vectors wide as there are sums for.
-template <class A, unsigned kRows, class T,
-          unsigned kColumns = std::min(8U, std::bit_floor(kBlockRows* kBlockColumns / kRows))>
-void AddInOnePass(A* c, std::int64_t c_stride, const Left<A>& left, Right<T> b, std::int64_t inner,
-                  std::int64_t width) {
+// Products during which the next keys and values are asked for.
+
+/// kRows rows of c, as many vectors wide as there are sums for, kMost at most.
+template <class A, bool kAdd, unsigned kMost, unsigned kRows, class L, class T,
+          unsigned kColumns = std::min(kMost, std::bit_floor(kBlockRows* kBlockColumns / kRows))>
+void MultiplyInOnePass(A* c, std::int64_t c_stride, const Left<L>& left, Right<T> b, std::int64_t inner,
+                       std::int64_t width, Ahead* ahead) {
     constexpr std::int64_t kStep = kColumns * kWidth<A>;
     for (; width >= kStep; width -= kStep) {
-        MultiplyBlock<A, true, kRows, kColumns>(c, c_stride, left, b, inner);
+        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, inner, AskedAlong(ahead, 1, inner));
         c += kStep;
-        b.data += kStep;
+        b.data += kColumns < kBlockColumns ? kStep : kColumns / kBlockColumns * b.panel_step;
     }
     if constexpr (kColumns > 1) {
         if (width > 0) {
-            AddInOnePass<A, kRows, T, kColumns / 2>(c, c_stride, left, b, inner, width);
+            MultiplyInOnePass<A, kAdd, kColumns / 2, kRows>(c, c_stride, left, b, inner, width, ahead);
         }
     }
 }
 
-/// c (rows, width) += left · b for at most kBlockRows rows.
-template <class A, class T, unsigned kRows = kBlockRows>
-void AddFewRows(A* c, std::int64_t c_stride, const Left<A>& left, const Right<T>& b, std::int64_t rows,
-                std::int64_t inner, std::int64_t width) {
-    if (rows == kRows) {
-        AddInOnePass<A, kRows>(c, c_stride, left, b, inner, width);
-    } else if constexpr (kRows > 1) {
-        AddFewRows<A, T, kRows - 1>(c, c_stride, left, b, rows, inner, width);
+/// All rows, in blocks of one height where kBlockRows are not enough. kMost: vectors that b has side by side.
+template <class A, bool kAdd, unsigned kMost, class L, class T, unsigned kRows = kBlockRows>
+void MultiplyAndAsk(A* c, std::int64_t c_stride, Left<L> left, const Right<T>& b, std::int64_t rows, std::int64_t inner,
+                    std::int64_t width, Ahead* ahead) {
+    const std::int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
+    const std::int64_t height = (rows + blocks - 1) / blocks;
+    if (height == kRows) {
+        for (; rows >= kRows; rows -= kRows) {
+            MultiplyInOnePass<A, kAdd, kMost, kRows>(c, c_stride, left, b, inner, width, ahead);
+            c += kRows * c_stride;
+            left.data += kRows * left.row_step;
+        }
+    }
+    if constexpr (kRows > 1) {
+        if (rows > 0) {
+            MultiplyAndAsk<A, kAdd, kMost, L, T, kRows - 1>(c, c_stride, left, b, rows, inner, width, ahead);
+        }
+    }
+}
+
+/// c (rows, width) ← left · b
+template <class A, class L>
+void Multiply(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
+              std::int64_t inner, std::int64_t width, Ahead* ahead) {
+    if (ahead != nullptr && !ahead->empty()) {
+        MultiplyAndAsk<A, false, kBlockColumns>(c, c_stride, left, b, rows, inner, width, ahead);
+    } else {
+        MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);
     }
 }
 

@@ -20,10 +20,37 @@ struct Pair {
     float bits;
 };
 
+/// A row without a second one.
+template <class T>
+struct Alone {
+    T number;
+};
+
+/// Sixteen 16-bit numbers of a row, each in the lower half of its place: stored ones, or floats read from such.
+HWY_INLINE __m512i LowerHalves(const std::uint16_t* row) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+}
+HWY_INLINE __m512i LowerHalves(const float* row) { return _mm512_srli_epi32(_mm512_loadu_si512(row), 16); }
+HWY_INLINE __m512i UpperHalves(const std::uint16_t* row) { return _mm512_slli_epi32(LowerHalves(row), 16); }
+HWY_INLINE __m512i UpperHalves(const float* row) { return _mm512_loadu_si512(row); }
+
+/// Pairs meet pairs, two rows of numbers, or one that is alone.
 template <>
 struct Elements<Pair> {
+    template <class T>
+    static constexpr std::int64_t kRowsMet = std::is_arithmetic_v<T> ? 2 : 1;
     static HWY_INLINE Vec<float> Repeated(const Pair* left) { return hn::Set(Tag<float>(), left->bits); }
-    static HWY_INLINE Vec<float> Row(const Pair* right) { return hn::LoadU(Tag<float>(), &right->bits); }
+    static HWY_INLINE Vec<float> Met(const Pair* right, std::int64_t /*stride*/) {
+        return hn::LoadU(Tag<float>(), &right->bits);
+    }
+    template <class T>
+    static HWY_INLINE Vec<float> Met(const T* right, std::int64_t stride) {
+        return Vec<float>{_mm512_castsi512_ps(_mm512_or_si512(LowerHalves(right), UpperHalves(right + stride)))};
+    }
+    template <class T>
+    static HWY_INLINE Vec<float> Met(const Alone<T>* right, std::int64_t /*stride*/) {
+        return Vec<float>{_mm512_castsi512_ps(LowerHalves(&right->number))};
+    }
     /// Subnormal numbers count as 0, and sums that are so become it.
     static HWY_INLINE Vec<float> AddProduct(Vec<float> sum, Vec<float> left, Vec<float> right) {
         __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(left.raw), "v"(right.raw));
@@ -60,11 +87,11 @@ void OfStored(const Rows& rows, const Do& work) {
 
 inline bool PacksStored(const Rows& rows, std::int64_t /*width*/) { return rows.dtype == DType::bf16; }
 
-/// room (rows up to the next multiple of kRowBlock, pairs) ← rows as 16-bit numbers, 0 past their width and number.
-template <std::int64_t kStep>
+/// room (rows up to the next multiple of kRowStep, pairs) ← rows as 16-bit numbers, 0 past their width and number.
+template <std::int64_t kStep, std::int64_t kRowStep>
 void PackRows(float* room, const Rows& rows, std::int64_t width) {
     const std::int64_t across = 2 * pairs_of<kStep>(width);
-    const std::int64_t end = (rows.rows + kRowBlock - 1) / kRowBlock * kRowBlock;
+    const std::int64_t end = (rows.rows + kRowStep - 1) / kRowStep * kRowStep;
     OfStored(rows, [&](const auto* from) HWY_ATTR {
         auto* to = reinterpret_cast<std::uint16_t*>(room);
         for (std::int64_t r = 0; r < end; ++r, to += across) {
@@ -80,9 +107,9 @@ template <std::int64_t kStep>
 std::int64_t QueryPairRoom(std::int64_t width) {
     return kQueryTile * pairs_of<kStep>(width);
 }
-template <std::int64_t kStep>
+template <std::int64_t kStep, std::int64_t kRowStep>
 const float* PackQueryPairs(float* room, const Rows& rows, std::int64_t width) {
-    PackRows<kStep>(room, rows, width);
+    PackRows<kStep, kRowStep>(room, rows, width);
     return room;
 }
 
@@ -99,7 +126,7 @@ const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahe
     std::int64_t step = rows.stride * 2;
     if (rows.dtype != DType::bf16 || width % kStep != 0) {
         float* filled = room + kKeyTile * across;
-        PackRows<kStep>(filled, rows, width);
+        PackRows<kStep, 1>(filled, rows, width);
         from = reinterpret_cast<const std::byte*>(filled);
         step = across * 4;
     }
@@ -107,24 +134,27 @@ const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahe
         return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
     };
     const std::int64_t columns = padded(rows.rows);
-    TransposeFloats(room, kKeyTile, columns, rows.rows, across, four_at, {ahead, TransposeSteps(columns, across)});
+    TransposeFloats(room, kKeyTile, columns, rows.rows, across, four_at, ahead);
     return room;
 }
 
-/// room: panels (kKeyTile / 2, panel) of pairs of rows, one after another; 0 past the rows and their width.
-inline void PackRowPairs(float* room, const Rows& rows, std::int64_t width, std::int64_t panel) {
+/// room: panels (kKeyTile / 2, panel) of pairs of rows, one after another; 0 past their width, and past the rows up to
+/// the next multiple of row_step.
+inline void PackRowPairs(float* room, const Rows& rows, std::int64_t width, std::int64_t panel, std::int64_t row_step) {
+    const std::int64_t row_end = (rows.rows + row_step - 1) / row_step * row_step;
     OfStored(rows, [&](const auto* from) HWY_ATTR {
         const auto wide = [&](std::int64_t row, std::int64_t i) HWY_ATTR {
             return _mm512_cvtepu16_epi32(row < rows.rows ? Sixteen(from + row * rows.stride, i, width) : __m256i{});
         };
         for (std::int64_t first = 0; first < padded(width); first += panel) {
             const std::int64_t end = std::min(first + panel, padded(width));
-            for (std::int64_t r = 0; r < kKeyTile; r += 2, room += panel) {
+            for (std::int64_t r = 0; r < row_end; r += 2) {
                 for (std::int64_t i = first; i < end; i += 16) {
                     const __m512i pair = _mm512_or_si512(wide(r, i), _mm512_slli_epi32(wide(r + 1, i), 16));
-                    _mm512_store_si512(room + i - first, pair);
+                    _mm512_store_si512(room + r / 2 * panel + i - first, pair);
                 }
             }
+            room += kKeyTile / 2 * panel;
         }
     });
 }

@@ -166,21 +166,30 @@ void DotRows(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t wi
     }
 }
 
-/// Asks for all lines in equal shares, one before each of some steps.
+/// Asks for up to `pace` lines at each of some steps.
 class AskedAlong {
 public:
-    AskedAlong(Ahead* ahead, std::int64_t steps)
-        : ahead_(ahead),
-          share_(ahead == nullptr ? 0 : (ahead->lines() + steps - 1) / std::max<std::int64_t>(1, steps)) {}
-    HWY_INLINE void step() const {
-        if (share_ > 0) {
-            ahead_->ask(share_);
+    AskedAlong(Ahead* ahead, std::int64_t pace, std::int64_t steps)
+        : lines_(ahead == nullptr ? Ahead::Lines{} : ahead->take(pace * steps)),
+          each_((lines_.count + steps - 1) / std::max<std::int64_t>(1, steps)) {}
+    HWY_INLINE void step() {
+        for (std::int64_t i = 0; i < each_; ++i) {
+            __builtin_prefetch(lines_.at, 0, 2);
+            lines_.at += Ahead::kLine;
+            if (lines_.at >= lines_.row_end) {  // past the last, too: no harm, and nobody counts
+                lines_.row_end += lines_.row_step;
+                lines_.at = lines_.row_end - lines_.row_bytes;
+            }
         }
     }
 
 private:
-    Ahead* ahead_;
-    std::int64_t share_;
+    Ahead::Lines lines_;
+    std::int64_t each_;
+};
+/// Who asks for nothing.
+struct NothingAsked {
+    HWY_INLINE void step() const {}
 };
 
 #if HWY_TARGET != HWY_SCALAR
@@ -222,10 +231,11 @@ HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_str
 /// gives four numbers; zeros past them. width is a multiple of 4, columns are one of a vector.
 template <class FourAt>
 HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
-                                std::int64_t width, const FourAt& four_at, const AskedAlong& ahead) {
+                                std::int64_t width, const FourAt& four_at, Ahead* ahead) {
     for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
+        AskedAlong asked(ahead, ahead == nullptr ? 0 : ahead->packing_pace, width / 4);
         for (std::int64_t i = 0; i < width; i += 4) {
-            ahead.step();
+            asked.step();
             float* at = to + i * to_stride + r;
             if (r >= rows) {
                 for (std::int64_t column = 0; column < 4; ++column) {
@@ -240,10 +250,6 @@ HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, 
             }
         }
     }
-}
-/// Its steps.
-[[nodiscard]] HWY_INLINE std::int64_t TransposeSteps(std::int64_t columns, std::int64_t width) {
-    return columns / kWidth<float> * (width / 4);
 }
 
 /// Four numbers that are stored side by side.
@@ -268,26 +274,22 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> LoadFour(const T* from) {
 /// in the vectors of kLanes of which some are there. Numbers up to the next multiple of four are there to be read.
 template <class A, std::int64_t kColumns, class T>
 void TransposeToPanels(A* to, const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width,
-                       Ahead* ahead) {
+                       [[maybe_unused]] Ahead* ahead) {
     const std::int64_t columns = padded(rows);
     const std::int64_t across = padded(width);
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
         const std::int64_t whole = (width + 3) / 4 * 4;
-        const AskedAlong asked(ahead, TransposeSteps(columns, whole));
         for (std::int64_t first = 0; first < columns; first += kColumns, to += kColumns * across) {
             TransposeFloats(
                 to, kColumns, std::min(kColumns, columns - first), rows - first, whole,
                 [&](std::int64_t row, std::int64_t i)
                     HWY_ATTR { return LoadFour(from + (first + row) * from_stride + i); },
-                asked);
+                ahead);
         }
         return;
     }
 #endif
-    if (ahead != nullptr) {
-        ahead->ask(ahead->lines());
-    }
     for (std::int64_t r = 0; r < columns; ++r) {
         A* column = to + r / kColumns * kColumns * across + r % kColumns;
         for (std::int64_t i = 0; i < width; ++i) {

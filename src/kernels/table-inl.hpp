@@ -88,9 +88,9 @@ const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
 
 template <class A>
 void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
-                  std::int64_t width) {
+                  std::int64_t width, Ahead* ahead) {
     Multiply(scores, kKeyTile, Left<A>{queries, padded(width), 1}, Right<A>{keys, kPanel<A>, kPanel<A> * padded(width)},
-             rows, width, padded(columns));
+             rows, width, padded(columns), ahead);
 }
 
 template <class A>
@@ -100,12 +100,21 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
                 Right<A>{values, kPanel<A>, kPanel<A> * kKeyTile}, rows, columns, padded(width));
 }
 
+/// Packing is worth its while where rows are many, or vectors so narrow that a block of rows passes the values often.
+inline constexpr std::int64_t kFewRows = kBlockColumns > 2 ? kQueryTile : 4 * kBlockRows;
+
 template <class A>
-void AddStoredValues(A* context, const A* weights, const Rows& values, std::int64_t rows, std::int64_t width) {
-    assert(1 <= rows && rows <= kBlockRows);
+bool TakesStored(const Rows& values, std::int64_t width, bool /*last*/) {
+    return Packs<A>(values, width);
+}
+
+template <class A>
+void AddStoredValues(A* context, const A* weights, std::int64_t first, const Rows& values, std::int64_t rows,
+                     std::int64_t width, Ahead* ahead) {
+    assert(1 <= rows && rows <= kFewRows);
     [[maybe_unused]] const bool reads = WithVectors<A>(values, [&]<class T>(const T* from) {
-        AddFewRows<A, T>(context, padded(width), {weights, kKeyTile, 1}, {from, values.stride, 0}, rows, values.rows,
-                         padded(width));
+        MultiplyAndAsk<A, true, 8>(context, padded(width), Left<A>{weights + first, kKeyTile, 1},
+                                   Right<T>{from, values.stride, kPanel<A>}, rows, values.rows, padded(width), ahead);
     });
     assert(reads);
 }
@@ -113,7 +122,8 @@ void AddStoredValues(A* context, const A* weights, const Rows& values, std::int6
 template <class A>
 void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
-        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, tiles[tile].columns, rows.head_dim);
+        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, tiles[tile].columns, rows.head_dim,
+                     tiles[tile].ahead);
         if (rows.finish.apply != nullptr) {
             rows.finish.apply(rows.finish.with, tile, scores);
         }
@@ -122,7 +132,8 @@ void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_
         if (tiles[tile].values != nullptr) {
             AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
         } else {
-            AddStoredValues(rows.context, scores, tiles[tile].stored_values, rows.rows, rows.value_dim);
+            AddStoredValues(rows.context, scores, 0, tiles[tile].stored_values, rows.rows, rows.value_dim,
+                            tiles[tile].ahead);
         }
     }
 }
@@ -166,7 +177,8 @@ constexpr Kernels<A> MakeTable() {
             .pack_values = PackValues<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
-            .few_rows = kBlockRows,
+            .few_rows = kFewRows,
+            .takes_stored = TakesStored<A>,
             .add_stored_values = AddStoredValues<A>,
             .attended_scores = 1,
             .attend = Attend<A>,
