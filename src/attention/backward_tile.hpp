@@ -275,9 +275,10 @@ void bias_gradient_tile(const BackwardSetup<A>& setup, const Tile& tile, const Q
     const Problem& problem = setup.call.problem;
     const Kernels<A>& kernels = setup.kernels;
     A* scores = scratch.scores.scores;
-    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, tile.columns, problem.head_dim, nullptr);
+    const kernels::Columns columns = columns_met(problem, tile, tile.columns);
+    kernels.multiply_keys(scores, rows.query, scratch.key_form, tile.rows, columns, problem.head_dim, nullptr);
     finish_scores(problem, kernels, tile, scratch.scores, setup.product_scale, scratch.trail);
-    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, tile.columns, problem.value_dim,
+    kernels.multiply_keys(scratch.d_scores, rows.d_out, scratch.value_form, tile.rows, columns, problem.value_dim,
                           nullptr);
     if (problem.dropout) {
         dropout_factors(kernels, problem, tile, scratch.factors);
@@ -340,7 +341,7 @@ void add_to_sums(const BackwardSetup<A>& setup, const Tile& tile, A* sums, const
         packed = kernels.pack_query_sums(scratch.packed_clean_rows, rows, tile.rows, width);
     }
     kernels.add_over_queries(sums, kernels.pack_weights(scratch.packed_weights, weights, tile.rows), packed, tile.rows,
-                             tile.columns, width);
+                             columns_met(setup.call.problem, tile, tile.columns), width);
 }
 
 /// Adds what one tile gives to dK, dV and dQ, of those that are wanted. scratch.d_scores are lost.
@@ -363,8 +364,8 @@ void add_gradients(const BackwardSetup<A>& setup, const Tile& tile, const QueryT
                                    scratch.scores.scores, scratch.key, tile.rows, tile.columns, scratch.key_width);
         }
         setup.kernels.round_weights(scratch.d_scores, tile.rows);
-        setup.kernels.add_values(rows.d_query, scratch.d_scores, scratch.key_values, tile.rows, tile.columns,
-                                 problem.head_dim);
+        setup.kernels.add_values(rows.d_query, scratch.d_scores, scratch.key_values, tile.rows,
+                                 columns_met(problem, tile, tile.columns), problem.head_dim);
     }
 }
 

@@ -103,6 +103,9 @@ public:
     void add(const KeyTile<A>& keys, const Tile& tile) {
         const auto at = static_cast<std::size_t>(count_++);
         keys_[at] = {keys.keys, keys.values, {}, keys.columns, keys.ahead};
+        if (rows_.heads == 1) {  // else all rows are of one query
+            keys_[at].columns = columns_met(setup_.call.problem, tile, keys.columns);
+        }
         if (keys.values == nullptr) {  // of a tensor: one run
             for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { keys_[at].stored_values = run; });
         }

@@ -121,6 +121,15 @@ template <class A>
     return covered != Coverage::none;
 }
 
+/// The columns that the rows meet, whose scores and weights are to be computed: a user's function sees all scores.
+[[nodiscard]] inline kernels::Columns columns_met(const Problem& problem, const Tile& tile, std::int64_t columns) {
+    if (problem.score_function.apply != nullptr) {
+        return columns;
+    }
+    const std::int64_t first = tile.row + tile.sequence->high + 1 - tile.column;
+    return {columns, std::min(first, kKeyTile)};
+}
+
 template <class A>
 void cap_scores(const Problem& problem, const Kernels<A>& kernels, A* scores, std::int64_t rows) {
     if (problem.softcap > 0.0) {

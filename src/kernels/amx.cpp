@@ -185,14 +185,15 @@ const float* PackValuePairs(float* room, const Rows& rows, std::int64_t width) {
 }
 
 /// Past the rows there is room for whole tiles, and nobody looks there.
-void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, Columns columns,
                    std::int64_t width, Ahead* /*ahead*/) {
-    MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, padded(columns));
+    MultiplyTileRows<false>(scores, kKeyTile, KeyProduct(queries, keys, width), rows, padded(columns.all));
 }
 
-void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
+void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, Columns columns,
                      std::int64_t width) {
-    MultiplyTileRows<true>(context, padded(width), ValueProduct(weights, values, columns, width), rows, padded(width));
+    MultiplyTileRows<true>(context, padded(width), ValueProduct(weights, values, columns.all, width), rows,
+                           padded(width));
 }
 
 // Backward. The tile unit sums over its left operand's columns, which here are queries: dVᵀ += dOᵀ · P and dKᵀ += Qᵀ ·
@@ -217,7 +218,7 @@ const float* PackColumns(float* room, const float* rows, std::int64_t count, std
     return room;
 }
 
-void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t /*columns*/,
+void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, Columns /*columns*/,
                   std::int64_t width) {
     constexpr std::int64_t kColumnBytes = kQueryTile * 2;
     const TileProduct product{
@@ -262,7 +263,7 @@ void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* ti
     for (std::int64_t i = 0; i < count; ++i) {
         MultiplyPairs(scores + i * kTile, rows.queries, tiles[i].keys, rows.rows, tiles[i].columns, rows.head_dim,
                       nullptr);
-        products[i] = ValueProduct(scores + i * kTile, tiles[i].values, tiles[i].columns, rows.value_dim);
+        products[i] = ValueProduct(scores + i * kTile, tiles[i].values, tiles[i].columns.all, rows.value_dim);
     }
     std::int64_t taken = 0;
     const auto take = [&](std::int64_t until) HWY_ATTR {

@@ -34,17 +34,22 @@ const float* PackQuerySums(float* room, const float* rows, std::int64_t count, s
     return PackValuePairs(room, loaded(rows, count, width), width);
 }
 
-void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, std::int64_t columns,
+void MultiplyPairs(float* scores, const float* queries, const float* keys, std::int64_t rows, Columns columns,
                    std::int64_t width, Ahead* ahead) {
     const std::int64_t pairs = pairs_of<kStep>(width);
-    Multiply(scores, kKeyTile, Left<Pair>{Pairs(queries), pairs, 1}, Right<Pair>{Pairs(keys), kPairPanel, 0}, rows,
-             pairs, padded(columns), ahead);
+    ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
+        Multiply(scores + first * kKeyTile, kKeyTile, Left<Pair>{Pairs(queries) + first * pairs, pairs, 1},
+                 Right<Pair>{Pairs(keys), kPairPanel, 0}, count, pairs, padded(here), ahead);
+    });
 }
 
-void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, std::int64_t columns,
+void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, Columns columns,
                      std::int64_t width) {
-    MultiplyAdd(context, padded(width), Left<Pair>{Pairs(weights), kKeyTile, 1}, PanelsOf(values), rows,
-                (columns + 1) / 2, padded(width));
+    ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
+        MultiplyAdd(context + first * padded(width), padded(width),
+                    Left<Pair>{Pairs(weights) + first * kKeyTile, kKeyTile, 1}, PanelsOf(values), count, (here + 1) / 2,
+                    padded(width));
+    });
 }
 
 /// Whole vectors, and no pair in two runs.
@@ -72,26 +77,28 @@ void AddStoredPairs(float* context, const float* weights, std::int64_t first, co
     });
 }
 
-void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, std::int64_t columns,
+void AddOverPairs(float* sums, const float* weights, const float* packed, std::int64_t rows, Columns columns,
                   std::int64_t width) {
-    MultiplyAdd(sums, padded(width), Left<Pair>{Pairs(weights), 1, kKeyTile}, PanelsOf(packed), columns, (rows + 1) / 2,
-                padded(width));
+    ForColumnBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t from) HWY_ATTR {
+        MultiplyAdd(sums + first * padded(width), padded(width),
+                    Left<Pair>{Pairs(weights) + from / 2 * kKeyTile + first, 1, kKeyTile},
+                    PanelsOf(packed + from / 2 * kPairPanel), count, (rows - from + 1) / 2, padded(width));
+    });
 }
 
 void Attend(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count, float* scores) {
-    for (std::int64_t tile = 0; tile < count; ++tile) {
-        const std::int64_t columns = tiles[tile].columns;
-        MultiplyPairs(scores, rows.queries, tiles[tile].keys, rows.rows, columns, rows.head_dim, tiles[tile].ahead);
+    for (std::int64_t at = 0; at < count; ++at) {
+        const PackedKeys<float>& tile = tiles[at];
+        MultiplyPairs(scores, rows.queries, tile.keys, rows.rows, tile.columns, rows.head_dim, tile.ahead);
         if (rows.finish.apply != nullptr) {
-            rows.finish.apply(rows.finish.with, tile, scores);
+            rows.finish.apply(rows.finish.with, at, scores);
         }
         Soften<float, CoarseWeights>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
-                                     rows.rows, columns);
-        if (tiles[tile].values != nullptr) {
-            AddPairedValues(rows.context, scores, tiles[tile].values, rows.rows, columns, rows.value_dim);
+                                     rows.rows, tile.columns.all);
+        if (tile.values != nullptr) {
+            AddPairedValues(rows.context, scores, tile.values, rows.rows, tile.columns, rows.value_dim);
         } else {
-            AddStoredPairs(rows.context, scores, 0, tiles[tile].stored_values, rows.rows, rows.value_dim,
-                           tiles[tile].ahead);
+            AddStoredToBlocks(rows, tile, scores, AddStoredPairs);
         }
     }
 }

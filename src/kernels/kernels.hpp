@@ -110,6 +110,31 @@ private:
     int last_ = 0;
 };
 
+/// Columns of a tile that its rows meet: row r the first of_first_row + r of them, as under a causal diagonal.
+///
+///     all = 4, of_first_row = 2     1 1 0 0
+///                                   1 1 1 0
+///                                   1 1 1 1
+///
+/// Products may leave out the others: their scores are to be finished to −∞, and their weights are 0.
+struct Columns {
+    // NOLINTNEXTLINE(google-explicit-constructor): a number of columns is that many for each row
+    constexpr Columns(std::int64_t columns = 0, std::int64_t first = kKeyTile) noexcept
+        : all(columns), of_first_row(first) {}
+
+    std::int64_t all;
+    std::int64_t of_first_row;
+
+    [[nodiscard]] constexpr bool slanted() const noexcept { return of_first_row < all; }
+    [[nodiscard]] constexpr std::int64_t of_row(std::int64_t row) const noexcept {
+        return std::clamp<std::int64_t>(of_first_row + row, 0, all);
+    }
+    /// The first row that meets the column.
+    [[nodiscard]] constexpr std::int64_t first_row(std::int64_t column) const noexcept {
+        return std::max<std::int64_t>(0, column + 1 - of_first_row);
+    }
+};
+
 /// How a left matrix is walked: element (row, inner) at data[row · row_step + inner · inner_step].
 template <class A>
 struct Left {
@@ -157,7 +182,7 @@ struct PackedKeys {
     const A* keys = nullptr;
     const A* values = nullptr;  // packed, or nullptr where a few rows take them as they are stored
     Rows stored_values;
-    std::int64_t columns = 0;
+    Columns columns;
     Ahead* ahead = nullptr;  // to be asked for meanwhile
 };
 
@@ -207,13 +232,13 @@ struct Kernels {
     const A* (*pack_queries)(A* room, const Rows& rows, std::int64_t width);
     const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead* ahead);
     const A* (*pack_values)(A* room, const Rows& rows, std::int64_t width);
-    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above. Past the first `columns` keys there may be anything.
+    /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above. Past the columns there may be anything.
     /// `ahead`, where there is one, is asked for meanwhile.
-    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
+    void (*multiply_keys)(A* scores, const A* queries, const A* keys, std::int64_t rows, Columns columns,
                           std::int64_t width, Ahead* ahead);
     /// context (rows, padded(width)) += weights, as `soften` leaves them, · values. Rows of both up to the next
     /// multiple of kRowBlock are there to be read and, of the context, written.
-    void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
+    void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, Columns columns,
                        std::int64_t width);
 
     /// So few rows pass the values once: packing them would cost more than it saves. 0: they are always packed.
@@ -243,7 +268,7 @@ struct Kernels {
     const A* (*pack_query_sums)(A* room, const A* rows, std::int64_t count, std::int64_t width);
     /// sums += weightsᵀ (columns, rows) · packed (rows, width). How kKeyTile × padded(width) sums lie is the set's own
     /// affair; 0 is 0.
-    void (*add_over_queries)(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
+    void (*add_over_queries)(A* sums, const A* weights, const A* packed, std::int64_t rows, Columns columns,
                              std::int64_t width);
     /// Whether they lie as (padded(width), kKeyTile) and not as (kKeyTile, padded(width)).
     bool sums_transposed;

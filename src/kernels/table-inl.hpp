@@ -86,18 +86,53 @@ const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
     return room;
 }
 
-template <class A>
-void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, std::int64_t columns,
-                  std::int64_t width, Ahead* ahead) {
-    Multiply(scores, kKeyTile, Left<A>{queries, padded(width), 1}, Right<A>{keys, kPanel<A>, kPanel<A> * padded(width)},
-             rows, width, padded(columns), ahead);
+/// visit(first row, rows, columns) for all rows at once, or under a diagonal for blocks of them, whose columns are even
+/// in number where there is another one.
+template <class Visit>
+HWY_INLINE void ForRowBlocks(const Columns& columns, std::int64_t rows, const Visit& visit) {
+    if (!columns.slanted()) {
+        visit(std::int64_t{0}, rows, columns.all);
+        return;
+    }
+    for (std::int64_t first = 0; first < rows; first += kBlockRows) {
+        const std::int64_t count = std::min<std::int64_t>(kBlockRows, rows - first);
+        const std::int64_t here = columns.of_row(first + count - 1);
+        if (here > 0) {
+            visit(first, count, std::min(columns.all, here + here % 2));
+        }
+    }
+}
+
+/// The same for blocks of columns and the rows that they meet: visit(first column, columns, first row), which is even.
+template <class Visit>
+HWY_INLINE void ForColumnBlocks(const Columns& columns, std::int64_t rows, const Visit& visit) {
+    if (!columns.slanted()) {
+        visit(std::int64_t{0}, columns.all, std::int64_t{0});
+        return;
+    }
+    for (std::int64_t first = 0; first < columns.all; first += kBlockRows) {
+        const std::int64_t from = columns.first_row(first) / 2 * 2;
+        if (from < rows) {
+            visit(first, std::min<std::int64_t>(kBlockRows, columns.all - first), from);
+        }
+    }
 }
 
 template <class A>
-void AddValues(A* context, const A* weights, const A* values, std::int64_t rows, std::int64_t columns,
-               std::int64_t width) {
-    MultiplyAdd(context, padded(width), Left<A>{weights, kKeyTile, 1},
-                Right<A>{values, kPanel<A>, kPanel<A> * kKeyTile}, rows, columns, padded(width));
+void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, Columns columns, std::int64_t width,
+                  Ahead* ahead) {
+    ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
+        Multiply(scores + first * kKeyTile, kKeyTile, Left<A>{queries + first * padded(width), padded(width), 1},
+                 Right<A>{keys, kPanel<A>, kPanel<A> * padded(width)}, count, width, padded(here), ahead);
+    });
+}
+
+template <class A>
+void AddValues(A* context, const A* weights, const A* values, std::int64_t rows, Columns columns, std::int64_t width) {
+    ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
+        MultiplyAdd(context + first * padded(width), padded(width), Left<A>{weights + first * kKeyTile, kKeyTile, 1},
+                    Right<A>{values, kPanel<A>, kPanel<A> * kKeyTile}, count, here, padded(width));
+    });
 }
 
 /// Packing is worth its while where rows are many, or vectors so narrow that a block of rows passes the values often.
@@ -119,6 +154,17 @@ void AddStoredValues(A* context, const A* weights, std::int64_t first, const Row
     assert(reads);
 }
 
+/// context += weights · values of a tile that are not packed.
+template <class A, class AddStored>
+void AddStoredToBlocks(const AttendedRows<A>& rows, const PackedKeys<A>& tile, const A* weights, const AddStored& add) {
+    ForRowBlocks(tile.columns, rows.rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) {
+        Rows values = tile.stored_values;
+        values.rows = here;
+        add(rows.context + first * padded(rows.value_dim), weights + first * kKeyTile, 0, values, count, rows.value_dim,
+            tile.ahead);
+    });
+}
+
 template <class A>
 void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
@@ -128,12 +174,11 @@ void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_
             rows.finish.apply(rows.finish.with, tile, scores);
         }
         Soften<A, ExactWeights<A>>(scores, scores, rows.scale, nullptr, rows.softmax, rows.context, rows.value_dim,
-                                   rows.rows, tiles[tile].columns);
+                                   rows.rows, tiles[tile].columns.all);
         if (tiles[tile].values != nullptr) {
             AddValues(rows.context, scores, tiles[tile].values, rows.rows, tiles[tile].columns, rows.value_dim);
         } else {
-            AddStoredValues(rows.context, scores, 0, tiles[tile].stored_values, rows.rows, rows.value_dim,
-                            tiles[tile].ahead);
+            AddStoredToBlocks(rows, tiles[tile], scores, AddStoredValues<A>);
         }
     }
 }
@@ -149,10 +194,13 @@ const A* WeightsAsTheyAre(A* /*room*/, const A* weights, std::int64_t /*rows*/) 
 }
 
 template <class A>
-void AddOverQueries(A* sums, const A* weights, const A* packed, std::int64_t rows, std::int64_t columns,
+void AddOverQueries(A* sums, const A* weights, const A* packed, std::int64_t rows, Columns columns,
                     std::int64_t width) {
-    MultiplyAdd(sums, padded(width), Left<A>{weights, 1, kKeyTile}, Right<A>{packed, padded(width), kPanel<A>}, columns,
-                rows, padded(width));
+    ForColumnBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t from) HWY_ATTR {
+        MultiplyAdd(
+            sums + first * padded(width), padded(width), Left<A>{weights + from * kKeyTile + first, 1, kKeyTile},
+            Right<A>{packed + from * padded(width), padded(width), kPanel<A>}, count, rows - from, padded(width));
+    });
 }
 
 template <class A>
