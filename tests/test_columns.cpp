@@ -32,7 +32,7 @@ TEST_P(EverySet, ColumnsPastADiagonalAreLeftOut) {
                 fill_rows(a, rows, width, 3);
                 fill_rows(b, columns, width, 5);
                 const float* queries = kernels.pack_queries(query_room.data, loaded(a.data, rows, width), width);
-                const float* keys = kernels.pack_keys(key_room.data, loaded(b.data, columns, width), width, nullptr);
+                const float* keys = kernels.pack_keys(key_room.data, 0, loaded(b.data, columns, width), width, nullptr);
                 const float* values = kernels.pack_values(value_room.data, loaded(b.data, columns, width), width);
                 const float* query_sums = kernels.pack_query_sums(sum_room.data, a.data, rows, width);
                 const auto where = [&, rows = rows, columns = columns, width = width] {

@@ -115,7 +115,7 @@ TEST_P(EverySet, ProductsOfForwardAreTheProducts) {
             fill(right, kKeyTile * width, 2);
             fill(weights, rows * kKeyTile, 3);
             std::fill_n(sums.data, rows * width, 100.0F);
-            const float* keys = kernels.pack_keys(packed.data, loaded(right.data, kKeyTile, width), width, nullptr);
+            const float* keys = kernels.pack_keys(packed.data, 0, loaded(right.data, kKeyTile, width), width, nullptr);
             kernels.multiply_keys(scores.data, left.data, keys, rows, kKeyTile, width, nullptr);
             const float* values = kernels.pack_values(packed_values.data, loaded(right.data, kColumns, width), width);
             kernels.add_values(sums.data, weights.data, values, rows, kColumns, width);
@@ -234,7 +234,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                 }
                 const float* key = rooms.back().data;
                 rooms.emplace_back(kernels.key_room(kDim));
-                tiles[tile].keys = kernels.pack_keys(rooms.back().data, loaded(key, kKeyTile, kDim), kDim, nullptr);
+                tiles[tile].keys = kernels.pack_keys(rooms.back().data, 0, loaded(key, kKeyTile, kDim), kDim, nullptr);
                 rooms.emplace_back(kKeyTile * value_across);
                 whole(rooms.back(), kKeyTile, kValueDim, 2 + tile);
                 const float* value = rooms.back().data;

@@ -31,7 +31,7 @@ void check_rows(const Kernels<float>& kernels) {
             column(kKeyTile);
         const Rows from{reinterpret_cast<const std::byte*>(stored.data()), dtype_of<T>, stride, kRows};
         EXPECT_TRUE(kernels.load(rows.data, padded(width), from, width, 1.0F));
-        const float* keys = kernels.pack_keys(room.data, loaded(rows.data, kRows, width), width, nullptr);
+        const float* keys = kernels.pack_keys(room.data, 0, loaded(rows.data, kRows, width), width, nullptr);
         for (std::int64_t i = 0; i < width; ++i) {  // a query that is 1 at i finds number i of every key
             std::fill_n(one_hot.data, padded(width), 0.0F);
             one_hot.data[i] = 1.0F;
@@ -118,7 +118,13 @@ std::int64_t check_stored(InstructionSet set) {
                 const float* q = kernels.pack_queries(queries.data, kernels.scales_queries ? loaded_rows : from, width);
                 Ahead ahead;
                 ahead.add(rows, width);
-                const float* k = kernels.pack_keys(keys.data, from, width, first ? &ahead : nullptr);
+                const std::int64_t cut = first ? std::min(count, kLanes) : count;  // in one run, or in two
+                Rows run{from.data, from.dtype, from.stride, cut};
+                const float* k = kernels.pack_keys(keys.data, 0, run, width, first ? &ahead : nullptr);
+                run = {from.data + cut * from.stride * size_of(from.dtype), from.dtype, from.stride, count - cut};
+                if (run.rows > 0) {
+                    k = kernels.pack_keys(keys.data, cut, run, width, nullptr);
+                }
                 kernels.multiply_keys(first ? scores.data : expected.data, q, k, count, count, width,
                                       first ? &ahead : nullptr);
             }

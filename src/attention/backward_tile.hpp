@@ -247,7 +247,7 @@ void load_key_side(const BackwardSetup<A>& setup, const Sequence& sequence, std:
     scratch.finite_key = load_keys(kernels, scratch.key, problem, sequence, kv_head, column, columns);
     load_values(kernels, scratch.value, problem, sequence, kv_head, column, columns);
     const auto form = [&](A* room, const A* rows, std::int64_t width) {
-        return kernels.pack_keys(room, kernels::loaded(rows, columns, width), width, nullptr);
+        return kernels.pack_keys(room, 0, kernels::loaded(rows, columns, width), width, nullptr);
     };
     scratch.key_form = form(scratch.packed_key, scratch.key, problem.head_dim);
     scratch.value_form = form(scratch.packed_value, scratch.value, problem.value_dim);

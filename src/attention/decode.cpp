@@ -122,8 +122,9 @@ public:
                 clear_rows(scratch.merged_rows(tile.rows), scratch.span);
                 load_queries(tile, scratch.span);
                 const Splits splits = splits_of(tile.sequence);
+                KeyPass pass(setup_.kernels, tile.rows);
                 for (std::int64_t split = 0; split < splits.count; ++split) {
-                    attend(tile, splits.first + split, scratch);
+                    attend(tile, splits.first + split, pass, scratch);
                     for (std::int64_t r = 0; r < tile.rows; ++r) {
                         merge(scratch, r, span.state(r), span.context + r * shared_.width);
                     }
@@ -140,7 +141,8 @@ public:
             const PackedTile tile(problem_, index, number / splits.count);
             const RowTile<A> span = scratch.span_rows(tile.rows);
             load_queries(tile, scratch.span);
-            attend(tile, splits.first + number % splits.count, scratch);
+            KeyPass pass(setup_.kernels, tile.rows);
+            attend(tile, splits.first + number % splits.count, pass, scratch);
             for (std::int64_t r = 0; r < tile.rows; ++r) {
                 shared_.states[item * plan_.rows + r] = span.state(r);
             }
@@ -216,11 +218,10 @@ private:
     }
 
     /// One span by itself.
-    void attend(const PackedTile& rows, std::int64_t split, const Scratch& scratch) const {
+    void attend(const PackedTile& rows, std::int64_t split, KeyPass& pass, const Scratch& scratch) const {
         clear_rows(scratch.span_rows(rows.rows), scratch.span);
         const KeyRange needed = needed_keys(rows.sequence, 0, rows.sequence.queries);
         const std::int64_t end = std::min((split + 1) * kSplitKeys, needed.end);
-        KeyPass pass(setup_.kernels, rows.rows);
         for (std::int64_t column = std::max(split * kSplitKeys, needed.begin / kKeyTile * kKeyTile); column < end;
              column += kKeyTile) {
             attend_tile(rows, {column, std::min(kKeyTile, end - column)}, pass, scratch);

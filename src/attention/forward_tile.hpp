@@ -144,17 +144,40 @@ struct ForwardScratch {
     [[nodiscard]] A* packed_value_at(const KeyTile<A>& tile) const { return packed_value + tile.place * value_room; }
 };
 
+/// Whether fits(run, whether it is the last) of all runs of keys or values of the tile; `find` as in for_each_run.
+template <class A, class Find, class Fits>
+[[nodiscard]] bool all_runs(const Find& find, const ForwardSetup<A>& setup, const Sequence& sequence,
+                            std::int64_t kv_head, const KeyTile<A>& tile, const Fits& fits) {
+    bool all = true;
+    std::int64_t left = tile.columns;
+    for_each_run(find, setup.call.problem, sequence, kv_head, tile.column, tile.columns, [&](const Rows& run) {
+        left -= run.rows;
+        all = all && fits(run, left == 0);
+    });
+    return all;
+}
+
 template <class A>
 void pack_keys(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyTile<A>& tile,
                const ForwardScratch<A>& scratch, kernels::Ahead* ahead = nullptr) {
     const Problem& problem = setup.call.problem;
-    Rows rows = key_rows(problem, sequence, kv_head, tile.column, tile.columns);
-    if (rows.rows < tile.columns || !setup.kernels.packs(rows, problem.head_dim)) {
+    const auto pack = [&](std::int64_t first, const Rows& rows) {
+        tile.keys = setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, first, rows,
+                                            problem.head_dim, ahead);
+    };
+    const bool packs = all_runs(key_rows, setup, sequence, kv_head, tile, [&](const Rows& run, bool last) {
+        return setup.kernels.packs(run, problem.head_dim) && (last || run.rows % kernels::kLanes == 0);
+    });
+    if (!packs) {
         load_keys(setup.kernels, scratch.key, problem, sequence, kv_head, tile.column, tile.columns);
-        rows = kernels::loaded(scratch.key, tile.columns, problem.head_dim);
+        pack(0, kernels::loaded(scratch.key, tile.columns, problem.head_dim));
+        return;
     }
-    tile.keys =
-        setup.kernels.pack_keys(scratch.packed_key + tile.place * scratch.key_room, rows, problem.head_dim, ahead);
+    std::int64_t first = 0;
+    for_each_run(key_rows, problem, sequence, kv_head, tile.column, tile.columns, [&](const Rows& run) {
+        pack(first, run);
+        first += run.rows;
+    });
 }
 
 /// scratch.value_at(tile) ← its values, and whether they are finite.
@@ -181,20 +204,6 @@ struct KeyPass {
     kernels::Ahead ahead;
 };
 
-/// Whether a few rows can take the tile's values from where they lie.
-template <class A>
-[[nodiscard]] bool takes_stored(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head,
-                                const KeyTile<A>& tile) {
-    const Problem& problem = setup.call.problem;
-    bool takes = true;
-    std::int64_t left = tile.columns;
-    for_each_run(value_rows, problem, sequence, kv_head, tile.column, tile.columns, [&](const Rows& run) {
-        left -= run.rows;
-        takes = takes && setup.kernels.takes_stored(run, problem.value_dim, left == 0);
-    });
-    return takes;
-}
-
 /// Keys and values, once for all rows that need them.
 template <class A>
 void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t kv_head, KeyPass& pass, KeyTile<A>& tile,
@@ -218,7 +227,10 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
     tile.kv_head = kv_head;
     tile.packed = true;
     if (pass.few) {
-        if (!takes_stored(setup, sequence, kv_head, tile)) {
+        const auto taken = [&](const Rows& run, bool last) {
+            return setup.kernels.takes_stored(run, problem.value_dim, last);
+        };
+        if (!all_runs(value_rows, setup, sequence, kv_head, tile, taken)) {
             load_values(setup, tile, scratch);
         }
         return;

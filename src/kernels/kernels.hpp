@@ -230,7 +230,8 @@ struct Kernels {
     std::int64_t (*value_room)(std::int64_t width);
     bool (*packs)(const Rows& rows, std::int64_t width);
     const A* (*pack_queries)(A* room, const Rows& rows, std::int64_t width);
-    const A* (*pack_keys)(A* room, const Rows& rows, std::int64_t width, Ahead* ahead);
+    /// The keys of a tile from `first` on, a multiple of kLanes: they may come in runs. The form of the tile.
+    const A* (*pack_keys)(A* room, std::int64_t first, const Rows& rows, std::int64_t width, Ahead* ahead);
     const A* (*pack_values)(A* room, const Rows& rows, std::int64_t width);
     /// scores (rows, kKeyTile) ← queries · keysᵀ; rows as above. Past the columns there may be anything.
     /// `ahead`, where there is one, is asked for meanwhile.

@@ -120,7 +120,7 @@ std::int64_t KeyPairRoom(std::int64_t width) {
 }
 /// Pairs along D behave like floats that are transposed.
 template <std::int64_t kStep>
-const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
+const float* PackKeyPairs(float* room, std::int64_t first, const Rows& rows, std::int64_t width, Ahead* ahead) {
     const std::int64_t across = pairs_of<kStep>(width);
     const std::byte* from = rows.data;
     std::int64_t step = rows.stride * 2;
@@ -134,7 +134,7 @@ const float* PackKeyPairs(float* room, const Rows& rows, std::int64_t width, Ahe
         return hn::LoadU(hn::FixedTag<float, 4>(), reinterpret_cast<const float*>(from + row * step + i * 4));
     };
     const std::int64_t columns = padded(rows.rows);
-    TransposeFloats(room, kKeyTile, columns, rows.rows, across, four_at, ahead);
+    TransposeFloats(room + first, kKeyTile, columns, rows.rows, across, four_at, ahead);
     return room;
 }
 

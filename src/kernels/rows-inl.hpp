@@ -270,28 +270,33 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> LoadFour(const T* from) {
 }
 #endif
 
-/// Rows of keys to panels of kColumns of them, each (padded(width), kColumns), one after another; zeros past the rows
-/// in the vectors of kLanes of which some are there. Numbers up to the next multiple of four are there to be read.
+/// Rows of keys to panels of kColumns of them, each (padded(width), kColumns), one after another, as columns `first`
+/// and on; zeros past the rows in the vectors of kLanes of which some are there. Numbers up to the next multiple of
+/// four are there to be read.
 template <class A, std::int64_t kColumns, class T>
-void TransposeToPanels(A* to, const T* from, std::int64_t from_stride, std::int64_t rows, std::int64_t width,
-                       [[maybe_unused]] Ahead* ahead) {
+void TransposeToPanels(A* to, std::int64_t first, const T* from, std::int64_t from_stride, std::int64_t rows,
+                       std::int64_t width, [[maybe_unused]] Ahead* ahead) {
     const std::int64_t columns = padded(rows);
     const std::int64_t across = padded(width);
+    const auto column_at = [&](std::int64_t column) {
+        return to + column / kColumns * kColumns * across + column % kColumns;
+    };
 #if HWY_TARGET != HWY_SCALAR
     if constexpr (std::is_same_v<A, float>) {
-        const std::int64_t whole = (width + 3) / 4 * 4;
-        for (std::int64_t first = 0; first < columns; first += kColumns, to += kColumns * across) {
+        for (std::int64_t done = 0; done < columns;) {
+            const std::int64_t here = std::min(kColumns - (first + done) % kColumns, columns - done);
             TransposeFloats(
-                to, kColumns, std::min(kColumns, columns - first), rows - first, whole,
+                column_at(first + done), kColumns, here, rows - done, (width + 3) / 4 * 4,
                 [&](std::int64_t row, std::int64_t i)
-                    HWY_ATTR { return LoadFour(from + (first + row) * from_stride + i); },
+                    HWY_ATTR { return LoadFour(from + (done + row) * from_stride + i); },
                 ahead);
+            done += here;
         }
         return;
     }
 #endif
     for (std::int64_t r = 0; r < columns; ++r) {
-        A* column = to + r / kColumns * kColumns * across + r % kColumns;
+        A* column = column_at(first + r);
         for (std::int64_t i = 0; i < width; ++i) {
             column[i * kColumns] = r < rows ? detail::convert<A>(from[r * from_stride + i]) : A(0);
         }

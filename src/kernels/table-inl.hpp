@@ -60,9 +60,9 @@ const A* SumsOfAsTheyAre(A* /*room*/, const A* rows, std::int64_t /*count*/, std
 }
 
 template <class A>
-const A* PackKeys(A* room, const Rows& rows, std::int64_t width, Ahead* ahead) {
+const A* PackKeys(A* room, std::int64_t first, const Rows& rows, std::int64_t width, Ahead* ahead) {
     [[maybe_unused]] const bool reads = WithVectors<A>(rows, [&](const auto* from) {
-        TransposeToPanels<A, kPanel<A>>(room, from, rows.stride, rows.rows, width, ahead);
+        TransposeToPanels<A, kPanel<A>>(room, first, from, rows.stride, rows.rows, width, ahead);
     });
     assert(reads);
     return room;
