@@ -24,7 +24,7 @@ class Page {
       this.show();
     });
     new ResizeObserver(() => this.drawSized()).observe(byId("flow"));
-    new ResizeObserver(() => this.drawSized()).observe(document.querySelector(".picture"));
+    new ResizeObserver(() => this.drawSized()).observe(byId("matrix"));
     this.show();
   }
 
@@ -75,6 +75,7 @@ class Page {
     showControls(this);
     this.showMatrix();
     this.showCell();
+    this.drawPicture();  // last: everything around it takes its room first
     this.remember();
   }
 
@@ -141,17 +142,10 @@ class Page {
       `${view.formula}, ${view.matrix.rows} by ${view.matrix.cols}. ${view.words} The arrow keys move the cell.`);
     if (state.table) byId("table").replaceChildren(buildTable(view, this.place));
     else byId("table").replaceChildren();
-    this.drawPicture();
   }
 
   drawPicture() {
-    const area = byId("matrix");
-    if (!this.state.table) {
-      const box = area.getBoundingClientRect();
-      const narrow = window.innerWidth < 1000 || printing.matches;
-      const height = narrow ? 360 : Math.max(220, box.height);
-      this.picture.draw(this.view, this.place, { width: area.clientWidth - 8, height: height - 8 }, this.scheme);
-    }
+    // The legend first: where it takes two lines, the picture has less room.
     const scale = colourScale(this.view, this.scheme);
     drawColourBar(byId("bar"), scale);
     byId("bar-low").textContent = show(scale.low, 3);
@@ -159,6 +153,13 @@ class Page {
     if (this.holesOf !== scale) {
       this.holesOf = scale;
       byId("bar-hole").hidden = !this.hasHidden();
+    }
+    const area = byId("matrix");
+    if (!this.state.table) {
+      const box = area.getBoundingClientRect();
+      const narrow = window.innerWidth < 1000 || printing.matches;
+      const height = narrow ? 360 : Math.max(220, box.height);
+      this.picture.draw(this.view, this.place, { width: area.clientWidth - 8, height: height - 8 }, this.scheme);
     }
   }
 
