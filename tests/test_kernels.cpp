@@ -207,7 +207,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
         const Kernels<float>& kernels = table<float>(GetParam(), dtype);
         const Entered entered(kernels);
         for (const auto& [rows, stored] : {std::pair{5, false}, {5, true}, {64, false}, {64, true}}) {
-            if (stored && rows > kernels.few_rows) {
+            if (stored && rows > kernels.few_value_rows) {
                 continue;  // the set packs always
             }
             constexpr std::int64_t kDim = 40, kValueDim = 72, kTiles = kMostAttended;
@@ -224,7 +224,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             whole(query, kQueryTile, kDim, 3);
             const float* queries = kernels.pack_queries(query_room.data, loaded(query.data, rows, kDim), kDim);
             std::vector<Room<float>> rooms;
-            PackedKeys<float> tiles[kTiles] = {};
+            AttendedKeys<float> tiles[kTiles] = {};
             const float* packed_values[kTiles] = {};
             for (std::int64_t tile = 0; tile < kTiles; ++tile) {
                 rooms.emplace_back(kKeyTile * across);
@@ -265,7 +265,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             kernels.attend(attended, tiles, kTiles, scores.data);
             std::int64_t moves = 0;
             for (std::int64_t at = 0; at < kTiles; ++at) {
-                const PackedKeys<float>& tile = tiles[at];
+                const AttendedKeys<float>& tile = tiles[at];
                 const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
                 kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim, nullptr);
                 kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},

@@ -154,7 +154,7 @@ std::int64_t check_stored(InstructionSet set) {
                     kernels.add_values(context.data, weights.data, kernels.pack_values(other_values.data, rows, width),
                                        height, count, width);
                 });
-                if (height > kernels.few_rows) {
+                if (height > kernels.few_value_rows) {
                     continue;
                 }
                 const auto add = [&](std::int64_t first, const Rows& run, Ahead* ahead) {
@@ -165,7 +165,7 @@ std::int64_t check_stored(InstructionSet set) {
                 const Rows first{rows.data, rows.dtype, stride, half};
                 const Rows second{rows.data + half * stride * static_cast<std::int64_t>(sizeof(T)), rows.dtype, stride,
                                   count - half};
-                if (kernels.takes_stored(rows, width, true)) {
+                if (kernels.takes_stored_values(rows, width, true)) {
                     ++taken;
                     check("stored", [&] {
                         Ahead ahead;
@@ -173,8 +173,8 @@ std::int64_t check_stored(InstructionSet set) {
                         add(0, rows, &ahead);
                     });
                 }
-                if (half > 0 && kernels.takes_stored(first, width, false) &&
-                    kernels.takes_stored(second, width, true)) {
+                if (half > 0 && kernels.takes_stored_values(first, width, false) &&
+                    kernels.takes_stored_values(second, width, true)) {
                     check("in two runs", [&] {
                         add(0, first, nullptr);
                         add(half, second, nullptr);
@@ -183,8 +183,71 @@ std::int64_t check_stored(InstructionSet set) {
             }
         }
     }
-    EXPECT_EQ(taken > 0, packed > 0 && kernels.few_rows > 0);
+    EXPECT_EQ(taken > 0, packed > 0 && kernels.few_value_rows > 0);
     return packed;
+}
+
+/// A few queries meet keys where they lie, in one run or in two, and the scores have the bits of packed keys'. Returns
+/// how often.
+template <class T>
+std::int64_t check_stored_keys(InstructionSet set) {
+    const Kernels<float>& kernels = table<float>(set, dtype_of<T>);
+    const Entered entered(kernels);
+    std::int64_t met = 0;
+    for (const std::int64_t width : {8, 15, 16, 48, 64, 80, 128, 144}) {
+        const std::vector<T> query_numbers = stored_rows<T>(kernels.few_key_rows + 1, width, width + 2);
+        const Rows stored_queries{reinterpret_cast<const std::byte*>(query_numbers.data()), dtype_of<T>, width + 2,
+                                  kernels.few_key_rows};
+        const Room<float> floats(kQueryTile * padded(width)), room(kernels.query_room(width));
+        (void)kernels.load(floats.data, padded(width), stored_queries, width, 0.5F);
+        const float* queries = kernels.pack_queries(room.data, loaded(floats.data, stored_queries.rows, width), width);
+        for (const std::int64_t count : {1, 2, 7, 15, 16, 17, 31, 32, 33, 48, 63, 64}) {
+            const std::int64_t stride = width + 5;
+            const std::vector<T> numbers = stored_rows<T>(count, width, stride);
+            const support::Guarded stored(numbers.size() * sizeof(T));  // nothing may be read past the last number
+            std::memcpy(stored.data(), numbers.data(), numbers.size() * sizeof(T));
+            const Rows rows{stored.data(), dtype_of<T>, stride, count};
+            if (!kernels.takes_stored_keys(rows, width)) {
+                continue;
+            }
+            const Room<float> keys(kernels.key_room(width)), expected(kQueryTile * kKeyTile),
+                scores(kQueryTile * kKeyTile);
+            const float* packed = kernels.pack_keys(keys.data, 0, rows, width, nullptr);
+            for (std::int64_t height = 1; height <= kernels.few_key_rows; ++height) {
+                kernels.multiply_keys(expected.data, queries, packed, height, count, width, nullptr);
+                for (const std::int64_t cut : {count, std::int64_t{16}, std::int64_t{32}}) {
+                    if (cut > count) {
+                        continue;
+                    }
+                    std::fill_n(scores.data, kQueryTile * kKeyTile, 1e30F);
+                    Ahead ahead;
+                    ahead.add(rows, width);
+                    kernels.multiply_stored_keys(scores.data, queries, 0, {rows.data, rows.dtype, stride, cut}, height,
+                                                 width, cut == count ? &ahead : nullptr);
+                    const Rows rest{rows.data + cut * stride * size_of(rows.dtype), rows.dtype, stride, count - cut};
+                    kernels.multiply_stored_keys(scores.data, queries, cut, rest, height, width, nullptr);
+                    for (std::int64_t r = 0; r < kQueryTile; ++r) {
+                        const float* row = scores.data + r * kKeyTile;
+                        EXPECT_TRUE(r < height ? std::memcmp(row, expected.data + r * kKeyTile,
+                                                             static_cast<std::size_t>(count) * sizeof(float)) == 0
+                                               : std::all_of(
+                                                     row, row + kKeyTile, [](float x) { return x == 1e30F; }))
+                            << width << ' ' << count << ' ' << height << ' ' << cut << ' ' << r;
+                    }
+                    ++met;
+                }
+            }
+        }
+    }
+    return met;
+}
+
+TEST_P(EverySet, AFewQueriesMeetKeysWhereTheyLie) {
+    const auto takes = [&](DType dtype) { return table<float>(GetParam(), dtype).few_key_rows > 0; };
+    EXPECT_EQ(check_stored_keys<float>(GetParam()) > 0, takes(DType::f32));
+    EXPECT_EQ(check_stored_keys<BFloat16>(GetParam()) > 0, takes(DType::bf16));
+    EXPECT_EQ(check_stored_keys<Float16>(GetParam()) > 0, takes(DType::f16) && GetParam() != InstructionSet::sse4);
+    EXPECT_EQ(takes(DType::f32), GetParam() != InstructionSet::scalar);
 }
 
 TEST_P(EverySet, StoredRowsAreMultipliedAsLoadedOnes) {

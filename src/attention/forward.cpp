@@ -102,11 +102,15 @@ public:
 
     void add(const KeyTile<A>& keys, const Tile& tile) {
         const auto at = static_cast<std::size_t>(count_++);
-        keys_[at] = {keys.keys, keys.values, {}, keys.columns, keys.ahead};
+        keys_[at] = {keys.keys, keys.values, {}, {}, keys.columns, keys.ahead};
         if (rows_.heads == 1) {  // else all rows are of one query
             keys_[at].columns = columns_met(setup_.call.problem, tile, keys.columns);
         }
-        if (keys.values == nullptr) {  // of a tensor: one run
+        if (keys.keys == nullptr) {  // of a tensor: one run
+            keys_[at].stored_keys =
+                key_rows(setup_.call.problem, *keys.sequence, keys.kv_head, keys.column, keys.columns);
+        }
+        if (keys.values == nullptr) {
             for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { keys_[at].stored_values = run; });
         }
         tiles_[at] = tile;
@@ -148,7 +152,7 @@ private:
     const ForwardSetup<A>& setup_;
     const RowTile<A>& rows_;
     const ForwardScratch<A>& scratch_;
-    std::array<kernels::PackedKeys<A>, static_cast<std::size_t>(kPanelTiles)> keys_{};
+    std::array<kernels::AttendedKeys<A>, static_cast<std::size_t>(kPanelTiles)> keys_{};
     std::array<Tile, static_cast<std::size_t>(kPanelTiles)> tiles_{};
     std::int64_t count_ = 0;
     bool finished_ = true;  // nothing of what is in it is masked

@@ -72,9 +72,10 @@ template <class A>
 struct KeyTile {
     std::int64_t column = 0;
     std::int64_t columns = 0;
-    std::int64_t place = 0;     // in the panel
-    const A* keys = nullptr;    // as packed
-    const A* values = nullptr;  // as packed, or nullptr where a few rows take them where they lie
+    std::int64_t place = 0;  // in the panel
+    // As packed, or nullptr where a few rows take them where they lie.
+    const A* keys = nullptr;
+    const A* values = nullptr;
     const Sequence* sequence = nullptr;
     std::int64_t kv_head = 0;
     kernels::Ahead* ahead = nullptr;  // to be asked for meanwhile
@@ -193,13 +194,17 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
 struct KeyPass {
     /// rows: of the one tile of rows; 0: more tiles.
     template <class A>
-    KeyPass(const Kernels<A>& kernels, std::int64_t rows) : few(0 < rows && rows <= kernels.few_rows) {
-        if (kernels.few_rows == 0) {
+    KeyPass(const Kernels<A>& kernels, std::int64_t rows)
+        : stored_keys(0 < rows && rows <= kernels.few_key_rows),
+          stored_values(0 < rows && rows <= kernels.few_value_rows) {
+        if (kernels.few_value_rows == 0) {
             ahead.packing_pace = 8;  // its products do not ask
         }
     }
 
-    bool few;  // at most the kernels' few_rows
+    // Whether rows are so few that they take them from where they lie.
+    bool stored_keys;
+    bool stored_values;
     bool begun = false;
     kernels::Ahead ahead;
 };
@@ -215,20 +220,28 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
                      [&](const Rows& run) { pass.ahead.add(run, width); });
     };
     pass.ahead.clear();
-    if (!pass.begun) {
+    // Who takes values as they are stored asks for them along with the product that comes before.
+    if (pass.stored_values || !pass.begun) {
         ask(value_rows, tile.column, problem.value_dim);
         pass.begun = true;
     }
     ask(key_rows, next, problem.head_dim);
-    ask(value_rows, next, problem.value_dim);
+    if (!pass.stored_values) {
+        ask(value_rows, next, problem.value_dim);
+    }
     tile.ahead = &pass.ahead;
-    pack_keys(setup, sequence, kv_head, tile, scratch, &pass.ahead);
+    const auto meets = [&](const Rows& run, bool last) {
+        return setup.kernels.takes_stored_keys(run, problem.head_dim) && (last || run.rows % kernels::kLanes == 0);
+    };
+    if (!pass.stored_keys || !all_runs(key_rows, setup, sequence, kv_head, tile, meets)) {
+        pack_keys(setup, sequence, kv_head, tile, scratch, &pass.ahead);
+    }
     tile.sequence = &sequence;
     tile.kv_head = kv_head;
     tile.packed = true;
-    if (pass.few) {
+    if (pass.stored_values) {
         const auto taken = [&](const Rows& run, bool last) {
-            return setup.kernels.takes_stored(run, problem.value_dim, last);
+            return setup.kernels.takes_stored_values(run, problem.value_dim, last);
         };
         if (!all_runs(value_rows, setup, sequence, kv_head, tile, taken)) {
             load_values(setup, tile, scratch);
@@ -255,12 +268,22 @@ void for_each_value_run(const ForwardSetup<A>& setup, const KeyTile<A>& keys, co
     for_each_run(value_rows, problem, *keys.sequence, keys.kv_head, keys.column, keys.columns, visit);
 }
 
-/// scratch.scores ← query · keyᵀ over the packed keys, without product_scale and softmax_scale.
+/// scratch.scores ← query · keyᵀ over the tile's keys, without product_scale and softmax_scale.
 template <class A>
 void multiply_query_key(const ForwardSetup<A>& setup, const RowTile<A>& rows, const KeyTile<A>& keys,
                         const ForwardScratch<A>& scratch) {
-    setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, keys.columns,
-                                setup.call.problem.head_dim, keys.ahead);
+    const Problem& problem = setup.call.problem;
+    if (keys.keys != nullptr) {
+        setup.kernels.multiply_keys(scratch.scores.scores, rows.query, keys.keys, rows.rows, keys.columns,
+                                    problem.head_dim, keys.ahead);
+        return;
+    }
+    std::int64_t first = 0;
+    for_each_run(key_rows, problem, *keys.sequence, keys.kv_head, keys.column, keys.columns, [&](const Rows& run) {
+        setup.kernels.multiply_stored_keys(scratch.scores.scores, rows.query, first, run, rows.rows, problem.head_dim,
+                                           keys.ahead);
+        first += run.rows;
+    });
 }
 
 /// context += weights · value
@@ -290,7 +313,7 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
     for (std::int64_t r = 0; r < rows.rows; ++r) {
         clear_masked_rows(scratch.cleared, scratch.value_at(keys), keys.columns, width,
                           scratch.scores.scores + r * kKeyTile, 1);
-        if (kernels.few_rows > 0) {
+        if (kernels.few_value_rows > 0) {
             kernels.add_stored_values(rows.context + r * width, scratch.weights + r * kKeyTile, 0, cleared, 1,
                                       value_dim, nullptr);
             continue;
@@ -301,7 +324,7 @@ void add_unmasked_values(const ForwardSetup<A>& setup, const RowTile<A>& rows, c
         kernels.add_values(scratch.row_context, scratch.row_weights, values, 1, keys.columns, value_dim);
         std::copy_n(scratch.row_context, width, rows.context + r * width);
     }
-    if (kernels.few_rows == 0) {  // the room holds what the last row was shown
+    if (kernels.few_value_rows == 0) {  // the room holds what the last row was shown
         (void)kernels.pack_values(scratch.packed_value_at(keys),
                                   kernels::loaded(scratch.value_at(keys), keys.columns, value_dim), value_dim);
     }

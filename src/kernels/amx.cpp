@@ -255,7 +255,7 @@ bool AnyMoves(const float* scores, float scale, const float* reference, std::int
 /// Tiles of keys in three phases: all products of queries and keys, all softmaxes, all weights times values. The
 /// unit changes hands three times instead of twelve, and blocks of the context stay in tiles over all the keys. Only
 /// where a row's reference moves, what its context has not taken in yet is taken in before.
-void AttendInPhases(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count,
+void AttendInPhases(const AttendedRows<float>& rows, const AttendedKeys<float>* tiles, std::int64_t count,
                     float* scores) {
     constexpr std::int64_t kTile = kQueryTile * kKeyTile;
     const std::int64_t across = padded(rows.value_dim);
@@ -301,7 +301,8 @@ constexpr Kernels<float> MakeBf16Table() {
     table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
-    table.few_rows = 0;
+    table.few_key_rows = 0;
+    table.few_value_rows = 0;
     table.attended_scores = kMostAttended;
     table.attend = AttendInPhases;
     table.round_weights = RoundRows;

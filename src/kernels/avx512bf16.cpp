@@ -43,6 +43,17 @@ void MultiplyPairs(float* scores, const float* queries, const float* keys, std::
     });
 }
 
+bool TakesStoredKeyPairs(const Rows& keys, std::int64_t width) {
+    return keys.dtype == DType::bf16 && width % kStep == 0;
+}
+
+void MultiplyStoredPairs(float* scores, const float* queries, std::int64_t first, const Rows& keys, std::int64_t rows,
+                         std::int64_t width, Ahead* ahead) {
+    MultiplyStored(scores + first, Left<Pair>{Pairs(queries), pairs_of<kStep>(width), 1},
+                   StoredKeys<BFloat16>{reinterpret_cast<const BFloat16*>(keys.data), keys.stride, keys.rows}, rows,
+                   width, ahead);
+}
+
 void AddPairedValues(float* context, const float* weights, const float* values, std::int64_t rows, Columns columns,
                      std::int64_t width) {
     ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
@@ -59,14 +70,14 @@ bool TakesStoredPairs(const Rows& values, std::int64_t width, bool last) {
 
 void AddStoredPairs(float* context, const float* weights, std::int64_t first, const Rows& values, std::int64_t rows,
                     std::int64_t width, Ahead* ahead) {
-    assert(first % 2 == 0 && 1 <= rows && rows <= kFewRows);
+    assert(first % 2 == 0 && 1 <= rows && rows <= kFewValueRows);
     OfStored(values, [&]<class T>(const T* from) HWY_ATTR {
         const std::int64_t pairs = values.rows / 2;
         const Left<Pair> left{Pairs(weights) + first / 2, kKeyTile, 1};
         const auto add = [&]<class Met>(const Met* met, std::int64_t at, std::int64_t count) HWY_ATTR {
             MultiplyAndAsk<float, true, 8>(context, padded(width), Left<Pair>{left.data + at, left.row_step, 1},
                                            Right<Met>{met, values.stride, kPanel<float>}, rows, count, padded(width),
-                                           ahead);
+                                           blocks_of<kBlockRows>(rows), ahead);
         };
         if (pairs > 0) {
             add(from, 0, pairs);
@@ -86,10 +97,14 @@ void AddOverPairs(float* sums, const float* weights, const float* packed, std::i
     });
 }
 
-void Attend(const AttendedRows<float>& rows, const PackedKeys<float>* tiles, std::int64_t count, float* scores) {
+void Attend(const AttendedRows<float>& rows, const AttendedKeys<float>* tiles, std::int64_t count, float* scores) {
     for (std::int64_t at = 0; at < count; ++at) {
-        const PackedKeys<float>& tile = tiles[at];
-        MultiplyPairs(scores, rows.queries, tile.keys, rows.rows, tile.columns, rows.head_dim, tile.ahead);
+        const AttendedKeys<float>& tile = tiles[at];
+        if (tile.keys != nullptr) {
+            MultiplyPairs(scores, rows.queries, tile.keys, rows.rows, tile.columns, rows.head_dim, tile.ahead);
+        } else {
+            MultiplyStoredPairs(scores, rows.queries, 0, tile.stored_keys, rows.rows, rows.head_dim, tile.ahead);
+        }
         if (rows.finish.apply != nullptr) {
             rows.finish.apply(rows.finish.with, at, scores);
         }
@@ -115,7 +130,9 @@ constexpr Kernels<float> MakeBf16Table() {
     table.pack_values = PackValuePairs;
     table.multiply_keys = MultiplyPairs;
     table.add_values = AddPairedValues;
-    table.takes_stored = TakesStoredPairs;
+    table.takes_stored_keys = TakesStoredKeyPairs;
+    table.multiply_stored_keys = MultiplyStoredPairs;
+    table.takes_stored_values = TakesStoredPairs;
     table.add_stored_values = AddStoredPairs;
     table.attend = Attend;
     table.round_weights = RoundRows;

@@ -176,11 +176,13 @@ struct AttendedRows {
     std::int64_t value_dim;
 };
 
-/// A tile of keys, packed, and their values. Scores past its columns are to be finished to −∞.
+/// A tile of keys and their values. Scores past its columns are to be finished to −∞.
 template <class A>
-struct PackedKeys {
+struct AttendedKeys {
+    // Packed, or nullptr where a few rows take them as they are stored.
     const A* keys = nullptr;
-    const A* values = nullptr;  // packed, or nullptr where a few rows take them as they are stored
+    const A* values = nullptr;
+    Rows stored_keys;
     Rows stored_values;
     Columns columns;
     Ahead* ahead = nullptr;  // to be asked for meanwhile
@@ -242,13 +244,23 @@ struct Kernels {
     void (*add_values)(A* context, const A* weights, const A* values, std::int64_t rows, Columns columns,
                        std::int64_t width);
 
+    /// So few rows meet keys as they are stored, which are transposed in registers, for each of a few blocks of rows
+    /// anew: packing writes and reads them once more. 0: they are always packed.
+    std::int64_t few_key_rows;
+    /// Whether those take keys from where they are stored.
+    bool (*takes_stored_keys)(const Rows& keys, std::int64_t width);
+    /// multiply_keys with the bits of packed ones for 1 to few_key_rows rows and the keys of a tile from `first` on, a
+    /// multiple of kLanes: columns [first, first + keys.rows) of scores, and anything up to the next multiple.
+    void (*multiply_stored_keys)(A* scores, const A* queries, std::int64_t first, const Rows& keys, std::int64_t rows,
+                                 std::int64_t width, Ahead* ahead);
+
     /// So few rows pass the values once: packing them would cost more than it saves. 0: they are always packed.
-    std::int64_t few_rows;
+    std::int64_t few_value_rows;
     /// Whether those take values from where they are stored: `rows` of a tile, up to its last or not. Those that `load`
     /// leaves they take always.
-    bool (*takes_stored)(const Rows& values, std::int64_t width, bool last);
-    /// add_values with the bits of packed ones for 1 to few_rows rows and the values of keys from `first` of the tile
-    /// on, which is 0 but for runs of stored ones. `ahead`, where there is one, is asked for meanwhile.
+    bool (*takes_stored_values)(const Rows& values, std::int64_t width, bool last);
+    /// add_values with the bits of packed ones for 1 to few_value_rows rows and the values of keys from `first` of the
+    /// tile on, which is 0 but for runs of stored ones. `ahead`, where there is one, is asked for meanwhile.
     void (*add_stored_values)(A* context, const A* weights, std::int64_t first, const Rows& values, std::int64_t rows,
                               std::int64_t width, Ahead* ahead);
 
@@ -256,7 +268,7 @@ struct Kernels {
     /// what finishes the scores, soften and add_values for each, with those verbs' bits. `scores` is room for
     /// `attended_scores` tiles, and more at a time are not taken.
     std::int64_t attended_scores;
-    void (*attend)(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores);
+    void (*attend)(const AttendedRows<A>& rows, const AttendedKeys<A>* tiles, std::int64_t count, A* scores);
 
     // Backward's: dP is multiply_keys of dO and V, dQ add_values of dS and K; dV and dK are sums over queries.
 

@@ -76,10 +76,10 @@ HWY_INLINE void MultiplyInto(Vec<A> (&sums)[kRows][kColumns], const Left<L>& lef
     for (std::int64_t i = 0; i < inner; ++i) {
         const std::int64_t row_step = kFar ? Forgotten(left.row_step) : left.row_step;
         const L* HWY_RESTRICT third = a;
-        asked.step();
         Vec<A> row[kColumns];
         HWY_UNROLL(8)
         for (unsigned j = 0; j < kColumns; ++j) {
+            asked.step();
             row[j] = Elements<L>::Met(b + j * kWidth<A>, b_stride);
         }
         HWY_UNROLL(16)
@@ -162,20 +162,36 @@ void MultiplyAdd(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L
 
 // Products during which the next keys and values are asked for.
 
-/// kRows rows of c, as many vectors wide as there are sums for, kMost at most.
+template <unsigned kMost>
+[[nodiscard]] constexpr std::int64_t blocks_of(std::int64_t rows) {
+    return (rows + kMost - 1) / kMost;
+}
+/// Blocks of at most kMost rows that are as high as each other.
+template <unsigned kMost>
+[[nodiscard]] constexpr std::int64_t height_of(std::int64_t rows) {
+    return (rows + blocks_of<kMost>(rows) - 1) / blocks_of<kMost>(rows);
+}
+
+/// Of what is packed a fourth as many lines are asked for: others were while it was packed.
+inline constexpr std::int64_t kPassesOfPacked = 4;
+
+/// kRows rows of c, as many vectors wide as there are sums for, kMost at most. `passes`: how often b is read in all; at
+/// each step as many lines are asked for as are read of b for the first time.
 template <class A, bool kAdd, unsigned kMost, unsigned kRows, class L, class T,
           unsigned kColumns = std::min(kMost, std::bit_floor(kBlockRows* kBlockColumns / kRows))>
 void MultiplyInOnePass(A* c, std::int64_t c_stride, const Left<L>& left, Right<T> b, std::int64_t inner,
-                       std::int64_t width, Ahead* ahead) {
+                       std::int64_t width, std::int64_t passes, Ahead* ahead) {
     constexpr std::int64_t kStep = kColumns * kWidth<A>;
+    constexpr std::int64_t kRead = kStep * Elements<L>::template kRowsMet<T> * static_cast<std::int64_t>(sizeof(T));
     for (; width >= kStep; width -= kStep) {
-        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, inner, AskedAlong(ahead, 1, inner));
+        const AskedAlong asked(ahead, kRead * inner / Ahead::kLine / passes, inner * kColumns);
+        MultiplyBlock<A, kAdd, kRows, kColumns>(c, c_stride, left, b, inner, asked);
         c += kStep;
         b.data += kColumns < kBlockColumns ? kStep : kColumns / kBlockColumns * b.panel_step;
     }
     if constexpr (kColumns > 1) {
         if (width > 0) {
-            MultiplyInOnePass<A, kAdd, kColumns / 2, kRows>(c, c_stride, left, b, inner, width, ahead);
+            MultiplyInOnePass<A, kAdd, kColumns / 2, kRows>(c, c_stride, left, b, inner, width, passes, ahead);
         }
     }
 }
@@ -183,19 +199,18 @@ void MultiplyInOnePass(A* c, std::int64_t c_stride, const Left<L>& left, Right<T
 /// All rows, in blocks of one height where kBlockRows are not enough. kMost: vectors that b has side by side.
 template <class A, bool kAdd, unsigned kMost, class L, class T, unsigned kRows = kBlockRows>
 void MultiplyAndAsk(A* c, std::int64_t c_stride, Left<L> left, const Right<T>& b, std::int64_t rows, std::int64_t inner,
-                    std::int64_t width, Ahead* ahead) {
-    const std::int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
-    const std::int64_t height = (rows + blocks - 1) / blocks;
+                    std::int64_t width, std::int64_t passes, Ahead* ahead) {
+    const std::int64_t height = height_of<kBlockRows>(rows);
     if (height == kRows) {
         for (; rows >= kRows; rows -= kRows) {
-            MultiplyInOnePass<A, kAdd, kMost, kRows>(c, c_stride, left, b, inner, width, ahead);
+            MultiplyInOnePass<A, kAdd, kMost, kRows>(c, c_stride, left, b, inner, width, passes, ahead);
             c += kRows * c_stride;
             left.data += kRows * left.row_step;
         }
     }
     if constexpr (kRows > 1) {
         if (rows > 0) {
-            MultiplyAndAsk<A, kAdd, kMost, L, T, kRows - 1>(c, c_stride, left, b, rows, inner, width, ahead);
+            MultiplyAndAsk<A, kAdd, kMost, L, T, kRows - 1>(c, c_stride, left, b, rows, inner, width, passes, ahead);
         }
     }
 }
@@ -205,7 +220,7 @@ template <class A, class L>
 void Multiply(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
               std::int64_t inner, std::int64_t width, Ahead* ahead) {
     if (ahead != nullptr && !ahead->empty()) {
-        MultiplyAndAsk<A, false, kBlockColumns>(c, c_stride, left, b, rows, inner, width, ahead);
+        MultiplyAndAsk<A, false, kBlockColumns>(c, c_stride, left, b, rows, inner, width, kPassesOfPacked, ahead);
     } else {
         MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);
     }

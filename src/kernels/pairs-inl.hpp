@@ -11,6 +11,7 @@
 
 #include "kernels/multiply-inl.hpp"
 #include "kernels/softmax-inl.hpp"
+#include "kernels/stored_keys-inl.hpp"
 
 HWY_BEFORE_NAMESPACE();
 namespace qkv::kernels::HWY_NAMESPACE {
@@ -55,6 +56,15 @@ struct Elements<Pair> {
     static HWY_INLINE Vec<float> AddProduct(Vec<float> sum, Vec<float> left, Vec<float> right) {
         __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum.raw) : "v"(left.raw), "v"(right.raw));
         return sum;
+    }
+};
+/// Keys as they are stored are pairs already.
+template <>
+struct Places<Pair, BFloat16> {
+    static constexpr std::int64_t kEach = 1;
+    template <std::int64_t kWhich>
+    static HWY_INLINE Vec<float> Numbers(Vec<float> places) {
+        return places;
     }
 };
 [[nodiscard]] HWY_INLINE const Pair* Pairs(const float* packed) { return reinterpret_cast<const Pair*>(packed); }

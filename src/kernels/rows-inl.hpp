@@ -166,15 +166,20 @@ void DotRows(A* dots, const A* a, const A* b, std::int64_t rows, std::int64_t wi
     }
 }
 
-/// Asks for up to `pace` lines at each of some steps.
+/// Asks for up to so many lines along some steps, evenly: of a burst most are lost.
 class AskedAlong {
 public:
-    AskedAlong(Ahead* ahead, std::int64_t pace, std::int64_t steps)
-        : lines_(ahead == nullptr ? Ahead::Lines{} : ahead->take(pace * steps)),
-          each_((lines_.count + steps - 1) / std::max<std::int64_t>(1, steps)) {}
+    AskedAlong(Ahead* ahead, std::int64_t lines, std::int64_t steps)
+        : lines_(ahead == nullptr ? Ahead::Lines{} : ahead->take(lines)),
+          each_((lines_.count + steps - 1) / std::max<std::int64_t>(1, steps)),
+          every_(steps / std::max<std::int64_t>(1, lines_.count)) {}
     HWY_INLINE void step() {
+        if (--wait_ > 0) {
+            return;
+        }
+        wait_ = every_;
         for (std::int64_t i = 0; i < each_; ++i) {
-            __builtin_prefetch(lines_.at, 0, 2);
+            __builtin_prefetch(lines_.at, 0, 3);
             lines_.at += Ahead::kLine;
             if (lines_.at >= lines_.row_end) {  // past the last, too: no harm, and nobody counts
                 lines_.row_end += lines_.row_step;
@@ -186,6 +191,8 @@ public:
 private:
     Ahead::Lines lines_;
     std::int64_t each_;
+    std::int64_t every_;  // so many steps
+    std::int64_t wait_ = 1;
 };
 /// Who asks for nothing.
 struct NothingAsked {
@@ -206,10 +213,10 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, kLanesWanted>> EveryFourth(const FourOf& 
     }
 }
 
-/// Four columns of as many rows as a vector holds, transposed: with rows 4p, 4p + 1, 4p + 2, 4p + 3 in the same place p
-/// of four vectors, two rounds of interleaving are all it takes.
+/// Four columns of as many rows as a vector holds: with rows 4p, 4p + 1, 4p + 2, 4p + 3 in the same place p of four
+/// vectors, two rounds of interleaving are all it takes.
 template <class FourOf>
-HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_stride, const FourOf& four_of) {
+HWY_INLINE void FourColumns(Vec<float> (&columns)[4], const FourOf& four_of) {
     const Tag<float> d;
     const hn::Repartition<std::uint64_t, Tag<float>> d64;
     constexpr auto kRows = static_cast<std::size_t>(kWidth<float>);
@@ -221,10 +228,20 @@ HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_str
     const auto ab_high = hn::BitCast(d64, hn::InterleaveUpper(d, a, b));
     const auto ce_low = hn::BitCast(d64, hn::InterleaveLower(d, c, e));
     const auto ce_high = hn::BitCast(d64, hn::InterleaveUpper(d, c, e));
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low)), d, to);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low)), d, to + to_stride);
-    hn::Store(hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high)), d, to + 2 * to_stride);
-    hn::Store(hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high)), d, to + 3 * to_stride);
+    columns[0] = hn::BitCast(d, hn::InterleaveLower(d64, ab_low, ce_low));
+    columns[1] = hn::BitCast(d, hn::InterleaveUpper(d64, ab_low, ce_low));
+    columns[2] = hn::BitCast(d, hn::InterleaveLower(d64, ab_high, ce_high));
+    columns[3] = hn::BitCast(d, hn::InterleaveUpper(d64, ab_high, ce_high));
+}
+
+template <class FourOf>
+HWY_INLINE void TransposeFourColumns(float* HWY_RESTRICT to, std::int64_t to_stride, const FourOf& four_of) {
+    Vec<float> columns[4];
+    FourColumns(columns, four_of);
+    HWY_UNROLL(4)
+    for (std::int64_t column = 0; column < 4; ++column) {
+        hn::Store(columns[column], Tag<float>(), to + column * to_stride);
+    }
 }
 
 /// to (width, to_stride), columns [0, columns) of it ← the transpose of `rows` rows, of which four_at(row, column)
@@ -233,7 +250,7 @@ template <class FourAt>
 HWY_INLINE void TransposeFloats(float* HWY_RESTRICT to, std::int64_t to_stride, std::int64_t columns, std::int64_t rows,
                                 std::int64_t width, const FourAt& four_at, Ahead* ahead) {
     for (std::int64_t r = 0; r < columns; r += kWidth<float>) {
-        AskedAlong asked(ahead, ahead == nullptr ? 0 : ahead->packing_pace, width / 4);
+        AskedAlong asked(ahead, ahead == nullptr ? 0 : ahead->packing_pace * width / 4, width / 4);
         for (std::int64_t i = 0; i < width; i += 4) {
             asked.step();
             float* at = to + i * to_stride + r;

@@ -10,6 +10,7 @@
 #include "kernels/products-inl.hpp"
 #include "kernels/rows-inl.hpp"
 #include "kernels/softmax-inl.hpp"
+#include "kernels/stored_keys-inl.hpp"
 #include "kernels/tables.hpp"
 
 HWY_BEFORE_NAMESPACE();
@@ -135,28 +136,49 @@ void AddValues(A* context, const A* weights, const A* values, std::int64_t rows,
     });
 }
 
-/// Packing is worth its while where rows are many, or vectors so narrow that a block of rows passes the values often.
-inline constexpr std::int64_t kFewRows = kBlockColumns > 2 ? kQueryTile : 4 * kBlockRows;
+/// Keys as they are stored, of types whose vectors are read as such.
+template <class A>
+bool TakesStoredKeys(const Rows& keys, std::int64_t width) {
+    return kFewKeyRows<A> > 0 && Packs<A>(keys, width);
+}
 
 template <class A>
-bool TakesStored(const Rows& values, std::int64_t width, bool /*last*/) {
+void MultiplyStoredKeys(A* scores, const A* queries, std::int64_t first, const Rows& keys, std::int64_t rows,
+                        std::int64_t width, Ahead* ahead) {
+    assert(first % kLanes == 0 && 1 <= rows && rows <= kFewKeyRows<A>);
+    if constexpr (kFewKeyRows<A> > 0) {
+        [[maybe_unused]] const bool reads = WithVectors<A>(keys, [&]<class T>(const T* from) {
+            MultiplyStored(scores + first, Left<A>{queries, padded(width), 1},
+                           StoredKeys<T>{from, keys.stride, keys.rows}, rows, width, ahead);
+        });
+        assert(reads);
+    }
+}
+
+/// Packing is worth its while where rows are many, or vectors so narrow that a block of rows passes the values often.
+inline constexpr std::int64_t kFewValueRows = kBlockColumns > 2 ? kQueryTile : 4 * kBlockRows;
+
+template <class A>
+bool TakesStoredValues(const Rows& values, std::int64_t width, bool /*last*/) {
     return Packs<A>(values, width);
 }
 
 template <class A>
 void AddStoredValues(A* context, const A* weights, std::int64_t first, const Rows& values, std::int64_t rows,
                      std::int64_t width, Ahead* ahead) {
-    assert(1 <= rows && rows <= kFewRows);
+    assert(1 <= rows && rows <= kFewValueRows);
     [[maybe_unused]] const bool reads = WithVectors<A>(values, [&]<class T>(const T* from) {
         MultiplyAndAsk<A, true, 8>(context, padded(width), Left<A>{weights + first, kKeyTile, 1},
-                                   Right<T>{from, values.stride, kPanel<A>}, rows, values.rows, padded(width), ahead);
+                                   Right<T>{from, values.stride, kPanel<A>}, rows, values.rows, padded(width),
+                                   blocks_of<kBlockRows>(rows), ahead);
     });
     assert(reads);
 }
 
 /// context += weights · values of a tile that are not packed.
 template <class A, class AddStored>
-void AddStoredToBlocks(const AttendedRows<A>& rows, const PackedKeys<A>& tile, const A* weights, const AddStored& add) {
+void AddStoredToBlocks(const AttendedRows<A>& rows, const AttendedKeys<A>& tile, const A* weights,
+                       const AddStored& add) {
     ForRowBlocks(tile.columns, rows.rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) {
         Rows values = tile.stored_values;
         values.rows = here;
@@ -166,10 +188,15 @@ void AddStoredToBlocks(const AttendedRows<A>& rows, const PackedKeys<A>& tile, c
 }
 
 template <class A>
-void Attend(const AttendedRows<A>& rows, const PackedKeys<A>* tiles, std::int64_t count, A* scores) {
+void Attend(const AttendedRows<A>& rows, const AttendedKeys<A>* tiles, std::int64_t count, A* scores) {
     for (std::int64_t tile = 0; tile < count; ++tile) {
-        MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, tiles[tile].columns, rows.head_dim,
-                     tiles[tile].ahead);
+        if (tiles[tile].keys != nullptr) {
+            MultiplyKeys(scores, rows.queries, tiles[tile].keys, rows.rows, tiles[tile].columns, rows.head_dim,
+                         tiles[tile].ahead);
+        } else {
+            MultiplyStoredKeys(scores, rows.queries, 0, tiles[tile].stored_keys, rows.rows, rows.head_dim,
+                               tiles[tile].ahead);
+        }
         if (rows.finish.apply != nullptr) {
             rows.finish.apply(rows.finish.with, tile, scores);
         }
@@ -225,8 +252,11 @@ constexpr Kernels<A> MakeTable() {
             .pack_values = PackValues<A>,
             .multiply_keys = MultiplyKeys<A>,
             .add_values = AddValues<A>,
-            .few_rows = kFewRows,
-            .takes_stored = TakesStored<A>,
+            .few_key_rows = kFewKeyRows<A>,
+            .takes_stored_keys = TakesStoredKeys<A>,
+            .multiply_stored_keys = MultiplyStoredKeys<A>,
+            .few_value_rows = kFewValueRows,
+            .takes_stored_values = TakesStoredValues<A>,
             .add_stored_values = AddStoredValues<A>,
             .attended_scores = 1,
             .attend = Attend<A>,
