@@ -210,7 +210,8 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             if (stored && rows > kernels.few_value_rows) {
                 continue;  // the set packs always
             }
-            constexpr std::int64_t kDim = 40, kValueDim = 72, kTiles = kMostAttended;
+            constexpr std::int64_t kDim = 48, kValueDim = 72, kTiles = kMostAttended;
+            const auto of_rows = static_cast<std::int64_t>(rows);
             const std::int64_t across = padded(kDim), value_across = padded(kValueDim);
             const auto whole = [](const Room<float>& room, std::int64_t of, std::int64_t width, std::int64_t step) {
                 for (std::int64_t r = 0; r < of; ++r) {
@@ -225,6 +226,7 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             const float* queries = kernels.pack_queries(query_room.data, loaded(query.data, rows, kDim), kDim);
             std::vector<Room<float>> rooms;
             AttendedKeys<float> tiles[kTiles] = {};
+            const float* packed_keys[kTiles] = {};
             const float* packed_values[kTiles] = {};
             for (std::int64_t tile = 0; tile < kTiles; ++tile) {
                 rooms.emplace_back(kKeyTile * across);
@@ -243,9 +245,15 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
                     kernels.pack_values(rooms.back().data, loaded(value, kKeyTile, kValueDim), kValueDim);
                 tiles[tile].columns = kKeyTile;
                 packed_values[tile] = tiles[tile].values;
+                packed_keys[tile] = tiles[tile].keys;
                 if (stored) {
                     tiles[tile].values = nullptr;
                     tiles[tile].stored_values = loaded(value, kKeyTile, kValueDim);
+                    const Rows stored_keys = loaded(key, kKeyTile, kDim);
+                    if (of_rows <= kernels.few_key_rows && kernels.takes_stored_keys(stored_keys, kDim)) {
+                        tiles[tile].keys = nullptr;
+                        tiles[tile].stored_keys = stored_keys;
+                    }
                 }
             }
             struct Gathered {
@@ -265,9 +273,8 @@ TEST_P(EverySet, AttendHasTheBitsOfItsSteps) {
             kernels.attend(attended, tiles, kTiles, scores.data);
             std::int64_t moves = 0;
             for (std::int64_t at = 0; at < kTiles; ++at) {
-                const AttendedKeys<float>& tile = tiles[at];
                 const std::vector<float> before(apart.reference.data, apart.reference.data + rows);
-                kernels.multiply_keys(scores.data, queries, tile.keys, rows, kKeyTile, kDim, nullptr);
+                kernels.multiply_keys(scores.data, queries, packed_keys[at], rows, kKeyTile, kDim, nullptr);
                 kernels.soften(scores.data, scores.data, kScale, nullptr, {apart.reference.data, apart.sums.data},
                                apart.context.data, kValueDim, rows, kKeyTile);
                 kernels.add_values(apart.context.data, scores.data, packed_values[at], rows, kKeyTile, kValueDim);

@@ -257,6 +257,45 @@ TEST_P(EverySet, StoredRowsAreMultipliedAsLoadedOnes) {
     EXPECT_EQ(check_stored<Float16>(GetParam()) > 0, vectors && GetParam() != InstructionSet::sse4);
 }
 
+/// All lines of rows that lie apart or side by side, in order, however many are taken at a time.
+TEST(AskedAhead, NamesTheLinesOfRows) {
+    alignas(64) static const std::byte memory[8192] = {};
+    const Rows apart{memory, DType::f32, 100, 5};            // rows of 40 numbers: 160 bytes, 3 lines each
+    const Rows together{memory + 4096, DType::bf16, 40, 7};  // 560 bytes, 9 lines
+    const Rows none{memory, DType::f32, 100, 0};
+    std::vector<const std::byte*> expected;
+    for (std::int64_t row = 0; row < 5; ++row) {
+        for (std::int64_t line = 0; line < 3; ++line) {
+            expected.push_back(memory + row * 400 + line * 64);
+        }
+    }
+    for (std::int64_t line = 0; line < 9; ++line) {
+        expected.push_back(memory + 4096 + line * 64);
+    }
+    for (const std::int64_t most : {1, 2, 3, 4, 7, 100}) {
+        Ahead ahead;
+        EXPECT_TRUE(ahead.empty());
+        ahead.add(apart, 40);
+        ahead.add(none, 40);
+        ahead.add(together, 40);
+        std::vector<const std::byte*> found;
+        while (!ahead.empty()) {
+            Ahead::Lines lines = ahead.take(most);
+            ASSERT_LE(lines.count, most);
+            for (; lines.count > 0; --lines.count) {  // as the kernels walk
+                found.push_back(lines.at);
+                lines.at += Ahead::kLine;
+                if (lines.at >= lines.row_end) {
+                    lines.row_end += lines.row_step;
+                    lines.at = lines.row_end - lines.row_bytes;
+                }
+            }
+        }
+        EXPECT_EQ(found, expected) << most;
+        EXPECT_EQ(ahead.take(most).count, 0);
+    }
+}
+
 /// What is masked, drawn: column c of row r.
 bool is_kept(std::int64_t r, std::int64_t c) { return (r * 7 + c * c) % 5 != 0; }
 

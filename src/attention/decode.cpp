@@ -122,7 +122,7 @@ public:
                 clear_rows(scratch.merged_rows(tile.rows), scratch.span);
                 load_queries(tile, scratch.span);
                 const Splits splits = splits_of(tile.sequence);
-                KeyPass pass(setup_.kernels, tile.rows);
+                KeyPass pass(setup_.kernels, tile.rows, keys_of(tile, splits.first + splits.count - 1).end);
                 for (std::int64_t split = 0; split < splits.count; ++split) {
                     attend(tile, splits.first + split, pass, scratch);
                     for (std::int64_t r = 0; r < tile.rows; ++r) {
@@ -141,8 +141,9 @@ public:
             const PackedTile tile(problem_, index, number / splits.count);
             const RowTile<A> span = scratch.span_rows(tile.rows);
             load_queries(tile, scratch.span);
-            KeyPass pass(setup_.kernels, tile.rows);
-            attend(tile, splits.first + number % splits.count, pass, scratch);
+            const std::int64_t split = splits.first + number % splits.count;
+            KeyPass pass(setup_.kernels, tile.rows, keys_of(tile, split).end);
+            attend(tile, split, pass, scratch);
             for (std::int64_t r = 0; r < tile.rows; ++r) {
                 shared_.states[item * plan_.rows + r] = span.state(r);
             }
@@ -217,14 +218,19 @@ private:
             problem_.head_dim);
     }
 
+    /// Of a span, in whole tiles from its first on.
+    [[nodiscard]] static KeyRange keys_of(const PackedTile& rows, std::int64_t split) {
+        const KeyRange needed = needed_keys(rows.sequence, 0, rows.sequence.queries);
+        return {std::max(split * kSplitKeys, needed.begin / kKeyTile * kKeyTile),
+                std::min((split + 1) * kSplitKeys, needed.end)};
+    }
+
     /// One span by itself.
     void attend(const PackedTile& rows, std::int64_t split, KeyPass& pass, const Scratch& scratch) const {
         clear_rows(scratch.span_rows(rows.rows), scratch.span);
-        const KeyRange needed = needed_keys(rows.sequence, 0, rows.sequence.queries);
-        const std::int64_t end = std::min((split + 1) * kSplitKeys, needed.end);
-        for (std::int64_t column = std::max(split * kSplitKeys, needed.begin / kKeyTile * kKeyTile); column < end;
-             column += kKeyTile) {
-            attend_tile(rows, {column, std::min(kKeyTile, end - column)}, pass, scratch);
+        const KeyRange keys = keys_of(rows, split);
+        for (std::int64_t column = keys.begin; column < keys.end; column += kKeyTile) {
+            attend_tile(rows, {column, std::min(kKeyTile, keys.end - column)}, pass, scratch);
         }
     }
 

@@ -1,6 +1,6 @@
 #include "attention/forward.hpp"
 
-#include <array>
+#include <algorithm>
 
 #include "attention/forward_tile.hpp"
 #include "core/check.hpp"
@@ -101,19 +101,19 @@ public:
     [[nodiscard]] ScoreScratch<A> next_scores() const { return scratch_.scores_of(count_); }
 
     void add(const KeyTile<A>& keys, const Tile& tile) {
-        const auto at = static_cast<std::size_t>(count_++);
-        keys_[at] = {keys.keys, keys.values, {}, {}, keys.columns, keys.ahead};
+        kernels::AttendedKeys<A>& attended = scratch_.attended[count_];
+        attended = {keys.keys, keys.values, {}, {}, keys.columns, keys.ahead};
         if (rows_.heads == 1) {  // else all rows are of one query
-            keys_[at].columns = columns_met(setup_.call.problem, tile, keys.columns);
+            attended.columns = columns_met(setup_.call.problem, tile, keys.columns);
         }
         if (keys.keys == nullptr) {  // of a tensor: one run
-            keys_[at].stored_keys =
+            attended.stored_keys =
                 key_rows(setup_.call.problem, *keys.sequence, keys.kv_head, keys.column, keys.columns);
         }
         if (keys.values == nullptr) {
-            for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { keys_[at].stored_values = run; });
+            for_each_value_run(setup_, keys, scratch_, [&](const Rows& run) { attended.stored_values = run; });
         }
-        tiles_[at] = tile;
+        scratch_.attended_tiles[count_++] = tile;
         finished_ = finished_ && tile.full && tile.columns == kKeyTile;
         if (count_ == setup_.kernels.attended_scores) {
             take();
@@ -133,7 +133,7 @@ public:
                  rows_.rows,
                  problem.head_dim,
                  problem.value_dim},
-                keys_.data(), count_, scratch_.scores.scores);
+                scratch_.attended, count_, scratch_.scores.scores);
             count_ = 0;
             finished_ = true;
         }
@@ -145,15 +145,13 @@ private:
         const Run& run = *static_cast<const Run*>(with);
         ScoreScratch<A> scores = run.scratch_.scores_of(number);
         scores.scores = products;
-        finish_scores(run.setup_.call.problem, run.setup_.kernels, run.tiles_[static_cast<std::size_t>(number)], scores,
+        finish_scores(run.setup_.call.problem, run.setup_.kernels, run.scratch_.attended_tiles[number], scores,
                       run.setup_.product_scale);
     }
 
     const ForwardSetup<A>& setup_;
     const RowTile<A>& rows_;
     const ForwardScratch<A>& scratch_;
-    std::array<kernels::AttendedKeys<A>, static_cast<std::size_t>(kPanelTiles)> keys_{};
-    std::array<Tile, static_cast<std::size_t>(kPanelTiles)> tiles_{};
     std::int64_t count_ = 0;
     bool finished_ = true;  // nothing of what is in it is masked
 };
@@ -194,9 +192,10 @@ void forward_item(const ForwardSetup<A>& setup, const TokenTile& tokens, std::in
     const std::int64_t end =
         std::ranges::max(row_tiles, {}, [](const RowTile<A>& rows) { return rows.needed.end; }).needed.end;
     const std::int64_t kv_head = first_head / problem.group;
-    KeyPass pass(setup.kernels, row_tiles.size() == 1 ? row_tiles.front().rows : 0);
+    KeyPass pass(setup.kernels, row_tiles.size() == 1 ? row_tiles.front().rows : 0, end);
     for (std::int64_t panel = begin / kKeyTile * kKeyTile; panel < end; panel += kPanelTiles * kKeyTile) {
-        KeyTile<A> tiles[kPanelTiles];
+        KeyTile<A>* const tiles = scratch.key_tiles;
+        std::fill_n(tiles, std::min(kPanelTiles, tiles_of(end - panel, kKeyTile)), KeyTile<A>{});
         for (const RowTile<A>& rows : row_tiles) {
             Run<A> run(setup, rows, scratch);
             std::int64_t column = panel;

@@ -91,6 +91,9 @@ struct ForwardScratch {
         : key_width(kernels::padded(setup.call.problem.head_dim)),
           value_width(kernels::padded(setup.call.problem.value_dim)),
           tiles(carver.take<RowTile<A>>(setup.cut.row_tiles())),
+          key_tiles(carver.take<KeyTile<A>>(kPanelTiles)),
+          attended(carver.take<kernels::AttendedKeys<A>>(setup.score_tiles())),
+          attended_tiles(carver.take<Tile>(setup.score_tiles())),
           key(carver.take<A>(kKeyTile * key_width)),
           value(carver.take<A>(kPanelTiles * kKeyTile * value_width)),
           key_room(setup.kernels.key_room(setup.call.problem.head_dim)),
@@ -115,6 +118,10 @@ struct ForwardScratch {
     std::int64_t key_width;
     std::int64_t value_width;
     RowTile<A>* tiles;
+    KeyTile<A>* key_tiles;  // of a panel
+    // Of the scores that are at work at once.
+    kernels::AttendedKeys<A>* attended;
+    Tile* attended_tiles;
     A* key;  // (columns, padded D)
     // Of a panel's tiles of keys.
     A* value;  // (columns, padded Dv)
@@ -192,16 +199,18 @@ void load_values(const ForwardSetup<A>& setup, KeyTile<A>& tile, const ForwardSc
 /// Keys and values pass by a few rows, or many, and while a tile is at work the next one is asked for: a few rows wait
 /// for memory more than for anything else.
 struct KeyPass {
-    /// rows: of the one tile of rows; 0: more tiles.
+    /// rows: of the one tile of rows; 0: more tiles. last: where their keys end.
     template <class A>
-    KeyPass(const Kernels<A>& kernels, std::int64_t rows)
-        : stored_keys(0 < rows && rows <= kernels.few_key_rows),
+    KeyPass(const Kernels<A>& kernels, std::int64_t rows, std::int64_t last)
+        : end(last),
+          stored_keys(0 < rows && rows <= kernels.few_key_rows),
           stored_values(0 < rows && rows <= kernels.few_value_rows) {
         if (kernels.few_value_rows == 0) {
             ahead.packing_pace = 8;  // its products do not ask
         }
     }
 
+    std::int64_t end;
     // Whether rows are so few that they take them from where they lie.
     bool stored_keys;
     bool stored_values;
@@ -216,7 +225,7 @@ void pack(const ForwardSetup<A>& setup, const Sequence& sequence, std::int64_t k
     const Problem& problem = setup.call.problem;
     const std::int64_t next = tile.column + tile.columns;
     const auto ask = [&](const auto& find, std::int64_t column, std::int64_t width) {
-        for_each_run(find, problem, sequence, kv_head, column, std::min(kKeyTile, sequence.end_key - column),
+        for_each_run(find, problem, sequence, kv_head, column, std::min(kKeyTile, pass.end - column),
                      [&](const Rows& run) { pass.ahead.add(run, width); });
     };
     pass.ahead.clear();

@@ -50,21 +50,20 @@ template <class A>
     return {reinterpret_cast<const std::byte*>(rows), dtype_of<A>, padded(width), count};
 }
 
-/// Memory that will be wanted, in that order. Verbs that take their time ask for it, a line or two at each of their
-/// steps: asked for faster than it comes, lines are not brought (Zen 5) or the core waits (Golden Cove).
+/// Memory that will be wanted, in that order. Verbs that take their time ask for it along their steps: asked for faster than it comes, lines are not brought (Zen 5) or the core waits (Golden Cove).
 class Ahead {
 public:
     /// Lines of 64 bytes, in rows a step apart.
     struct Lines {
-        const std::byte* at = nullptr;
-        const std::byte* row_end = nullptr;
-        std::int64_t row_bytes = 0;
-        std::int64_t row_step = 0;
-        std::int64_t count = 0;
+        const std::byte* at;
+        const std::byte* row_end;
+        std::int64_t row_bytes;
+        std::int64_t row_step;
+        std::int64_t count;
     };
     static constexpr std::int64_t kLine = 64;
 
-    /// Lines that packing asks for at each of its steps; products ask for one.
+    /// Lines that packing asks for at each of its steps; products ask for about as much as they read.
     std::int64_t packing_pace = 2;
 
     void clear() { first_ = last_ = 0; }
@@ -105,7 +104,7 @@ private:
 
     [[nodiscard]] static std::int64_t lines_of(std::int64_t bytes) { return (bytes + kLine - 1) / kLine; }
 
-    std::array<Lines, kMost> pieces_;
+    std::array<Lines, kMost> pieces_;  // from first_ to last_; no others are set
     int first_ = 0;
     int last_ = 0;
 };

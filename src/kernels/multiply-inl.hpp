@@ -175,8 +175,8 @@ template <unsigned kMost>
 /// Of what is packed a fourth as many lines are asked for: others were while it was packed.
 inline constexpr std::int64_t kPassesOfPacked = 4;
 
-/// kRows rows of c, as many vectors wide as there are sums for, kMost at most. `passes`: how often b is read in all; at
-/// each step as many lines are asked for as are read of b for the first time.
+/// kRows rows of c, as many vectors wide as there are sums for, kMost at most. `passes`: how often the
+/// call reads b; as many lines are asked for as b has.
 template <class A, bool kAdd, unsigned kMost, unsigned kRows, class L, class T,
           unsigned kColumns = std::min(kMost, std::bit_floor(kBlockRows* kBlockColumns / kRows))>
 void MultiplyInOnePass(A* c, std::int64_t c_stride, const Left<L>& left, Right<T> b, std::int64_t inner,

@@ -134,18 +134,22 @@ void MultiplyStripRows(float* scores, Left<L> left, const StoredKeys<T>& keys, s
                        AskedAlong& asked) {
     if (height_of<kStripRows>(rows) == kRows) {
         for (; rows >= kRows; rows -= kRows) {
-            const auto four_at = [&](std::int64_t key, std::int64_t i) HWY_ATTR {
-                constexpr std::int64_t kNumbers = 4 / static_cast<std::int64_t>(sizeof(T));
-                return LoadFour(reinterpret_cast<const float*>(keys.data + key * keys.stride + i * kNumbers));
-            };
+            constexpr std::int64_t kNumbers = 4 / static_cast<std::int64_t>(sizeof(T));  // of a place
+            const auto four = [](const T* key, std::int64_t i)
+                                  HWY_ATTR { return LoadFour(reinterpret_cast<const float*>(key + i * kNumbers)); };
             if (keys.count >= kStrips * kWidth<float>) {
-                MultiplyStrips<T, kRows, kStrips>(scores, left, places, four_at, asked);
-            } else {  // the last one stands for those that are not there
                 MultiplyStrips<T, kRows, kStrips>(
                     scores, left, places,
-                    [&](std::int64_t key, std::int64_t i)
-                        HWY_ATTR { return four_at(std::min(key, keys.count - 1), i); },
+                    [&](std::int64_t key, std::int64_t i) HWY_ATTR { return four(keys.data + key * keys.stride, i); },
                     asked);
+            } else {
+                const T* rows_of_keys[kStrips * kWidth<float>];  // the last one stands for those that are not there
+                for (std::int64_t key = 0; key < kStrips * kWidth<float>; ++key) {
+                    rows_of_keys[key] = keys.data + std::min(key, keys.count - 1) * keys.stride;
+                }
+                MultiplyStrips<T, kRows, kStrips>(
+                    scores, left, places,
+                    [&](std::int64_t key, std::int64_t i) HWY_ATTR { return four(rows_of_keys[key], i); }, asked);
             }
             scores += kRows * kKeyTile;
             left.data += kRows * left.row_step;

@@ -155,7 +155,7 @@ void MultiplyStoredKeys(A* scores, const A* queries, std::int64_t first, const R
     }
 }
 
-/// Packing is worth its while where rows are many, or vectors so narrow that a block of rows passes the values often.
+/// Packing is worth its while where rows are many, or registers so few that a block of rows passes the values often.
 inline constexpr std::int64_t kFewValueRows = kBlockColumns > 2 ? kQueryTile : 4 * kBlockRows;
 
 template <class A>
