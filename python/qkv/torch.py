@@ -223,8 +223,21 @@ _attention.register_vmap(functools.partial(_each, _attention))
 _attention_backward.register_vmap(functools.partial(_each, _attention_backward))
 
 
+class _Recorded(torch.autograd.Function):
+    """The numbers, for autograd alone: without the operator's dispatch and without binding arguments to a signature, as
+    torch does where setup_context stands apart; each of these costs more than a small attention."""
+
+    backward = staticmethod(_gradients)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _forward(*inputs)
+        _setup(ctx, inputs, output)
+        return output
+
+
 class _Differentiable(torch.autograd.Function):
-    """The operator without its dispatch, which costs more than a small attention; and what torch.func goes through."""
+    """What torch.func goes through."""
 
     generate_vmap_rule = True
     setup_context = staticmethod(_setup)
@@ -388,9 +401,7 @@ def _call(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, d
         operator: Any = _Differentiable.apply if _transformed() else _attention
         return operator(query, key, value, attn_mask, keep, seed, float(dropout_p), is_causal, scale, enable_gqa)[0]
     if _differentiated(*tensors):
-        _check(query, key, value, attn_mask, is_causal)
-        return _Differentiable.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale,
-                                     enable_gqa)[0]
+        return _Recorded.apply(query, key, value, attn_mask, keep, seed, dropout_p, is_causal, scale, enable_gqa)[0]
     return _core.torch_forward(query, key, value, attn_mask, keep, None, None, dropout_p,
                                0 if seed is None else int(seed), is_causal, scale, enable_gqa,
                                torch.get_num_threads())
