@@ -6,6 +6,7 @@ import statistics
 
 import numpy
 import qkv
+import qkv.torch
 import torch
 
 import measure
@@ -164,6 +165,25 @@ def feature_costs(dtype, threads, seconds):
         yield f"| {name} | {forward:.2f} | {both:.2f} |"
 
 
+def small_calls(seconds):
+    """A call of the drop-in beside torch's own, and one over NumPy's arrays."""
+    yield "| call | torch | qkv.torch | more |"
+    yield "|---|---|---|---|"
+    one = lambda times: statistics.median(times) * 1e6
+    for name, shape, grad in (("B1 H1 T6 D2", (1, 1, 6, 2), False), ("the same, query.requires_grad", (1, 1, 6, 2), True),
+                              ("B1 H8 T1 D64", (1, 8, 1, 64), False), ("the same, query.requires_grad", (1, 8, 1, 64), True)):
+        q, k, v = (torch.from_numpy(array(*shape)) for _ in range(3))
+        q.requires_grad_(grad)
+        times = measure.time_case(
+            {"torch": Timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v)),
+             "qkv": Timed(lambda: qkv.torch.scaled_dot_product_attention(q, k, v))}, seconds, least_rounds=7)
+        theirs, ours = one(times["torch"]), one(times["qkv"])
+        yield f"| {name} | {theirs:.1f} µs | {ours:.1f} µs | {ours - theirs:.1f} µs |"
+    q, k, v, out = (array(1, 1, 6, 2) for _ in range(4))
+    _, first = ratios({"NumPy": lambda: qkv.attention(q, k, v, out=out)}, seconds)
+    yield f"| B1 H1 T6 D2, NumPy, `out=` | | {one(first):.1f} µs | |"
+
+
 def lines(threads, seconds):
     """The lines of docs/properties.md, as they are found."""
     yield ("What a mask leaves out is not computed: time by the time of no mask, H4 T4096 D64, in turns "
@@ -183,3 +203,7 @@ def lines(threads, seconds):
     for dtype in ("f32", "bf16", "f16"):
         yield from feature_costs(dtype, 1, 4 * seconds)
         yield ""
+    torch.set_num_threads(1)
+    yield "Small calls from Python, one thread:"
+    yield ""
+    yield from small_calls(seconds)

@@ -418,9 +418,26 @@ TEST_P(EverySet, DropoutDrawsThePublishedNumbers) {
             const std::int64_t key = std::int64_t{4} * part + static_cast<std::int64_t>(word);
             for (const std::uint32_t more : {0U, 1U}) {
                 std::array<float, kKeyTile> factors{};
-                kernels.draw_factors(factors.data(), {key, {part, part, part}, seed, words.at(word) + more, 1.25F}, 1);
+                kernels.draw_factors(factors.data(), {key, {part, part, part}, seed, words.at(word) + more, 1.25F}, 1,
+                                     1);
                 EXPECT_EQ(factors[0], more == 0 ? 1.25F : 0.0F) << part << ' ' << word;
                 EXPECT_EQ(std::ranges::count(factors, 0.0F), more == 0 ? kKeyTile - 1 : kKeyTile);
+            }
+        }
+    }
+    // Rows side by side draw what each draws alone.
+    for (const std::int64_t rows : {1, 2, 3, 4, 7, 64}) {
+        for (const std::int64_t columns : {1, 15, 61, 64}) {
+            const DropoutRows<float> draw{1001, {77, 5, 3}, 12345, 1U << 31U, 2.0F};
+            std::vector<float> together(static_cast<std::size_t>(rows * kKeyTile), -1.0F);
+            kernels.draw_factors(together.data(), draw, rows, columns);
+            for (std::int64_t r = 0; r < rows; ++r) {
+                DropoutRows<float> own = draw;
+                own.counter[0] += static_cast<std::uint32_t>(r);
+                std::array<float, kKeyTile> alone{};
+                kernels.draw_factors(alone.data(), own, 1, columns);
+                EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + r * kKeyTile))
+                    << rows << ' ' << columns << ' ' << r;
             }
         }
     }

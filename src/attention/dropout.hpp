@@ -26,17 +26,15 @@ void dropout_factors(const kernels::Kernels<A>& kernels, const Problem& problem,
     const std::int64_t id =
         problem.sequence_ids.empty() ? sequence.index : problem.sequence_ids[static_cast<std::size_t>(sequence.index)];
     // Counter: key / 4, query, head, sequence. Validation keeps all of them below 2³².
-    kernels::DropoutRow<A> row{
+    const kernels::DropoutRows<A> draw{
         .first_key = problem.offsets.key + tile.column,
-        .counter = {0, static_cast<std::uint32_t>(problem.offsets.head + tile.head), static_cast<std::uint32_t>(id)},
+        .counter = {static_cast<std::uint32_t>(sequence.query_offset + tile.row),
+                    static_cast<std::uint32_t>(problem.offsets.head + tile.head), static_cast<std::uint32_t>(id)},
         .seed = problem.dropout_seed,
         // 2³², below which all draws are, has no place in 32 bits.
         .drop_below = static_cast<std::uint32_t>(std::min<std::uint64_t>(problem.drop_below, 0xFFFFFFFFU)),
         .keep_scale = problem.drop_below > 0xFFFFFFFFU ? A(0) : keep_scale};
-    for (std::int64_t r = 0; r < tile.rows; ++r) {
-        row.counter[0] = static_cast<std::uint32_t>(sequence.query_offset + tile.row + r);
-        kernels.draw_factors(factors + r * kKeyTile, row, tile.columns);
-    }
+    kernels.draw_factors(factors, draw, tile.rows, tile.columns);
 }
 
 }  // namespace qkv::detail

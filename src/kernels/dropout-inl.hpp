@@ -30,44 +30,69 @@ HWY_INLINE WideProduct MultiplyWide(Words a, Words b) {
 #endif
 }
 
-/// words[4 i + j] ← word j of counter (first + i, rest), for as many i as a vector has lanes.
-HWY_INLINE void Philox(std::uint32_t* words, std::uint32_t first, const std::uint32_t (&rest)[3], std::uint64_t seed) {
+/// Rows that draw side by side: ten rounds are a chain, each of which waits for the products of the one before.
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_NEON
+inline constexpr std::size_t kRowsAbreast = 4;
+#else
+inline constexpr std::size_t kRowsAbreast = 2;
+#endif
+/// Of a tile's row, from up to 3 words before its first to a vector of counters that ends past its last.
+inline constexpr std::int64_t kCounterWords = 4 * kWidth<std::uint32_t>;
+inline constexpr std::size_t kRowWords = static_cast<std::size_t>(kKeyTile + kCounterWords);
+
+/// words[r][at + 4 i + j] ← word j of counter (first + i, rest[0] + r, rest[1], rest[2]), for as many i as a vector has
+/// lanes.
+HWY_INLINE void Philox(std::uint32_t (&words)[kRowsAbreast][kRowWords], std::int64_t at, std::uint32_t first,
+                       const std::uint32_t (&rest)[3], std::uint64_t seed) {
     const Tag<std::uint32_t> d;
     const auto factor0 = hn::Set(d, 0xD2511F53U);
     const auto factor1 = hn::Set(d, 0xCD9E8D57U);
-    auto c0 = hn::Iota(d, first);
-    auto c1 = hn::Set(d, rest[0]);
-    auto c2 = hn::Set(d, rest[1]);
-    auto c3 = hn::Set(d, rest[2]);
+    Words c0[kRowsAbreast], c1[kRowsAbreast], c2[kRowsAbreast], c3[kRowsAbreast];
+    ForEach<kRowsAbreast>([&](std::size_t r) HWY_ATTR {
+        c0[r] = hn::Iota(d, first);
+        c1[r] = hn::Set(d, rest[0] + static_cast<std::uint32_t>(r));
+        c2[r] = hn::Set(d, rest[1]);
+        c3[r] = hn::Set(d, rest[2]);
+    });
     auto key0 = static_cast<std::uint32_t>(seed);
     auto key1 = static_cast<std::uint32_t>(seed >> 32U);
     for (int round = 0; round < 10; ++round) {
-        const WideProduct product0 = MultiplyWide(c0, factor0);
-        const WideProduct product1 = MultiplyWide(c2, factor1);
-        c0 = hn::Xor(hn::Xor(product1.high, c1), hn::Set(d, key0));
-        c1 = product1.low;
-        c2 = hn::Xor(hn::Xor(product0.high, c3), hn::Set(d, key1));
-        c3 = product0.low;
+        ForEach<kRowsAbreast>([&](std::size_t r) HWY_ATTR {
+            const WideProduct product0 = MultiplyWide(c0[r], factor0);
+            const WideProduct product1 = MultiplyWide(c2[r], factor1);
+            c0[r] = hn::Xor(hn::Xor(product1.high, c1[r]), hn::Set(d, key0));
+            c1[r] = product1.low;
+            c2[r] = hn::Xor(hn::Xor(product0.high, c3[r]), hn::Set(d, key1));
+            c3[r] = product0.low;
+        });
         key0 += 0x9E3779B9U;  // golden ratio
         key1 += 0xBB67AE85U;  // √3 − 1
     }
-    hn::StoreInterleaved4(c0, c1, c2, c3, d, words);
+    ForEach<kRowsAbreast>([&](std::size_t r)
+                              HWY_ATTR { hn::StoreInterleaved4(c0[r], c1[r], c2[r], c3[r], d, words[r] + at); });
 }
 
 template <class A>
-void DrawFactors(A* HWY_RESTRICT factors, const DropoutRow<A>& row, std::int64_t columns) {
-    constexpr std::int64_t kStep = 4 * kWidth<std::uint32_t>;
-    alignas(64) std::uint32_t words[static_cast<std::size_t>(kKeyTile + kStep)];  // 3 before the first, kStep − 4 after
-    const std::int64_t shift = row.first_key % 4;
-    for (std::int64_t at = 0; at < shift + columns; at += kStep) {
-        Philox(words + at, static_cast<std::uint32_t>((row.first_key + at) / 4), row.counter, row.seed);
+void DrawFactors(A* HWY_RESTRICT factors, const DropoutRows<A>& draw, std::int64_t rows, std::int64_t columns) {
+    alignas(64) std::uint32_t words[kRowsAbreast][kRowWords];
+    const std::int64_t shift = draw.first_key % 4;
+    const std::uint32_t below = draw.drop_below;
+    const A scale = draw.keep_scale;
+    for (std::int64_t row = 0; row < rows; row += static_cast<std::int64_t>(kRowsAbreast)) {
+        const std::uint32_t rest[3] = {draw.counter[0] + static_cast<std::uint32_t>(row), draw.counter[1],
+                                       draw.counter[2]};
+        for (std::int64_t at = 0; at < shift + columns; at += kCounterWords) {
+            Philox(words, at, static_cast<std::uint32_t>((draw.first_key + at) / 4), rest, draw.seed);
+        }
+        const std::int64_t here = std::min(rows - row, static_cast<std::int64_t>(kRowsAbreast));
+        for (std::int64_t r = 0; r < here; ++r, factors += kKeyTile) {
+            const std::uint32_t* drawn = words[r] + shift;
+            for (std::int64_t c = 0; c < columns; ++c) {
+                factors[c] = drawn[c] >= below ? scale : A(0);
+            }
+            std::fill(factors + columns, factors + kKeyTile, A(0));
+        }
     }
-    const std::uint32_t below = row.drop_below;
-    const A scale = row.keep_scale;
-    for (std::int64_t c = 0; c < columns; ++c) {
-        factors[c] = words[shift + c] >= below ? scale : A(0);
-    }
-    std::fill(factors + columns, factors + kKeyTile, A(0));
 }
 
 }  // namespace qkv::kernels::HWY_NAMESPACE

@@ -50,7 +50,8 @@ template <class A>
     return {reinterpret_cast<const std::byte*>(rows), dtype_of<A>, padded(width), count};
 }
 
-/// Memory that will be wanted, in that order. Verbs that take their time ask for it along their steps: asked for faster than it comes, lines are not brought (Zen 5) or the core waits (Golden Cove).
+/// Memory that will be wanted, in that order. Verbs that take their time ask for it along their steps: asked for faster
+/// than it comes, lines are not brought (Zen 5) or the core waits (Golden Cove).
 class Ahead {
 public:
     /// Lines of 64 bytes, in rows a step apart.
@@ -190,10 +191,10 @@ struct AttendedKeys {
 /// Tiles that one call of `attend` takes.
 inline constexpr std::int64_t kMostAttended = 4;
 
-/// Where a row of dropout's draws stands: the word of Philox that belongs to key k is word k mod 4 of counter (k / 4,
-/// counter), so it is the same in any tiling.
+/// Where rows of dropout's draws stand: the word of Philox that belongs to row r and key k is word k mod 4 of counter
+/// (k / 4, counter[0] + r, counter[1], counter[2]), so it is the same in any tiling.
 template <class A>
-struct DropoutRow {
+struct DropoutRows {
     std::int64_t first_key;  // below 2³², as the counter's parts
     std::uint32_t counter[3];
     std::uint64_t seed;
@@ -313,8 +314,8 @@ struct Kernels {
     /// and there may be no weights.
     void (*soften)(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
                    std::int64_t width, std::int64_t rows, std::int64_t columns);
-    /// factors (kKeyTile) ← keep_scale where the draw is at least drop_below, else 0, as from `columns` on.
-    void (*draw_factors)(A* factors, const DropoutRow<A>& row, std::int64_t columns);
+    /// factors (rows, kKeyTile) ← keep_scale where the draw is at least drop_below, else 0, as from `columns` on.
+    void (*draw_factors)(A* factors, const DropoutRows<A>& draw, std::int64_t rows, std::int64_t columns);
     /// weights ← exp(scores − base[row]), base −∞ taken for 0.
     void (*weigh)(A* weights, const A* scores, const A* base, std::int64_t rows);
     /// weights ← P ∘ Z and gradients ← P ∘ (Z ∘ gradients − delta), with P = exp(scores − lse) and Z = factors
