@@ -215,11 +215,11 @@ void MultiplyAndAsk(A* c, std::int64_t c_stride, Left<L> left, const Right<T>& b
     }
 }
 
-/// c (rows, width) ← left · b
+/// c (rows, width) ← left · b. Of a single vector blocks are higher than those that ask.
 template <class A, class L>
 void Multiply(A* c, std::int64_t c_stride, const Left<L>& left, const Right<L>& b, std::int64_t rows,
               std::int64_t inner, std::int64_t width, Ahead* ahead) {
-    if (ahead != nullptr && !ahead->empty()) {
+    if (ahead != nullptr && !ahead->empty() && width > kWidth<A>) {
         MultiplyAndAsk<A, false, kBlockColumns>(c, c_stride, left, b, rows, inner, width, kPassesOfPacked, ahead);
     } else {
         MultiplyAll<A, false>(c, c_stride, left, b, rows, inner, width);

@@ -230,28 +230,29 @@ struct CoarseWeights {
             z[i] = Vec<float>{_mm512_maskz_scalef_ps(kept, p[i].raw, z[i].raw)};  // takes z's whole part
         });
     }
-    /// x ← exp(x − base) for a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes first.
+    /// What stands for x − base of a row: one multiply-add to z. Where base / ln 2 is no float, the difference comes
+    /// first.
     struct Row {
         HWY_INLINE explicit Row(float row_base)
             : plain_base(hn::Set(Tag<float>(), row_base)),
               base(hn::Set(Tag<float>(), row_base * kLog2E)),
               far(!(std::fabs(row_base) < 1e38F)) {}
-        template <bool kSmall, std::size_t kCount>
-        HWY_INLINE void Of(Vec<float> (&x)[kCount]) const {
+        [[nodiscard]] HWY_INLINE Vec<float> Above(Vec<float> x) const {
             const auto log2e = hn::Set(Tag<float>(), kLog2E);
-            ForEach<kCount>([&](std::size_t i) HWY_ATTR {
-                x[i] = HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x[i], plain_base), log2e) : hn::MulSub(x[i], log2e, base);
-            });
-            Exp2Each(x, -87.33F * kLog2E);
+            return HWY_UNLIKELY(far) ? hn::Mul(hn::Sub(x, plain_base), log2e) : hn::MulSub(x, log2e, base);
         }
 
         Vec<float> plain_base;
         Vec<float> base;
         bool far;
     };
+    template <bool kSmall, std::size_t kCount>
+    static HWY_INLINE void ExpAbove(Vec<float> (&z)[kCount]) {
+        Exp2Each(z, -87.33F * kLog2E);
+    }
     static HWY_INLINE Vec<float> Exp(Vec<float> x) {
-        Vec<float> alone[1] = {x};
-        Row(0.0F).Of<true>(alone);
+        Vec<float> alone[1] = {Row(0.0F).Above(x)};
+        ExpAbove<true>(alone);
         return alone[0];
     }
     /// Rounded to bf16, packed at the row's beginning.

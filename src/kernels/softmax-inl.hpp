@@ -126,17 +126,17 @@ template <class A>
 struct ExactWeights {
     /// exp(x), x <= kSlack
     static HWY_INLINE Vec<A> Exp(Vec<A> x) { return HWY_NAMESPACE::Exp<true>(x); }
-    /// x ← exp(x − base) for a row. kSmall: x <= base + kSlack
+    /// What stands for x − base of a row, and exp(x − base) of it, a few side by side. kSmall: x <= base + kSlack
     struct Row {
         HWY_INLINE explicit Row(A row_base) : base(hn::Set(Tag<A>(), row_base)) {}
-        template <bool kSmall, std::size_t kCount>
-        HWY_INLINE void Of(Vec<A> (&x)[kCount]) const {
-            ForEach<kCount>([&](std::size_t i) HWY_ATTR { x[i] = hn::Sub(x[i], base); });
-            ExpEach<kSmall>(x);
-        }
+        [[nodiscard]] HWY_INLINE Vec<A> Above(Vec<A> x) const { return hn::Sub(x, base); }
 
         Vec<A> base;
     };
+    template <bool kSmall, std::size_t kCount>
+    static HWY_INLINE void ExpAbove(Vec<A> (&x)[kCount]) {
+        ExpEach<kSmall>(x);
+    }
     /// The weights of columns from c on, of a row that begins at `row`.
     static HWY_INLINE void Put(Vec<A> weights, A* row, std::int64_t c) { hn::Store(weights, Tag<A>(), row + c); }
 };
@@ -164,75 +164,107 @@ HWY_NOINLINE void MoveReference(Vec<A> largest, A* reference, A* sums, A* contex
 template <class A>
 inline constexpr std::size_t kAtOnce = std::min(kSideBySide, static_cast<std::size_t>(kKeyTile / kWidth<A>));
 
-template <class A, class Weights, bool kScaled>
-void SoftenRows(A* weights, const A* scores, A scale, const A* HWY_RESTRICT factors, const SoftmaxRows<A>& softmax,
-                A* context, std::int64_t width, std::int64_t rows, std::int64_t columns) {
+/// Rows of which kVectors are computed, all that columns there are: kRows at a time where a row is less than what is
+/// computed side by side.
+template <class A, class Weights, bool kScaled, std::size_t kVectors, std::size_t kRows = kAtOnce<A> / kVectors>
+void SoftenRows(A* weights, const A* scores, A scale, const A* factors, SoftmaxRows<A> softmax, A* context,
+                std::int64_t width, std::int64_t rows, std::int64_t columns) {
     const Tag<A> d;
     const auto factor = hn::Set(d, scale);
-    constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
-    constexpr bool kWholeRow = kStep == kKeyTile;                    // it stays in registers
-    const std::int64_t end = (columns + kStep - 1) / kStep * kStep;  // past the columns all is −∞
-    for (std::int64_t r = 0; r < rows; ++r) {
-        const A* score = scores + r * kKeyTile;
-        A* weight = weights + r * kKeyTile;
-        A* sums = softmax.sums + r * kLanes;
-        Vec<A> w[kAtOnce<A>];
+    constexpr std::size_t kCount = kRows * kVectors;
+    constexpr std::int64_t kStep = static_cast<std::int64_t>(kVectors) * kWidth<A>;
+    constexpr bool kStays = kVectors < kAtOnce<A> || kStep == kKeyTile;               // in registers
+    const std::int64_t end = kStays ? kStep : (columns + kStep - 1) / kStep * kStep;  // past the columns all is −∞
+    const auto at = [](std::size_t i, std::int64_t c) HWY_ATTR {
+        return static_cast<std::int64_t>(i / kVectors) * kKeyTile + c +
+               static_cast<std::int64_t>(i % kVectors) * kWidth<A>;
+    };
+    for (; rows >= static_cast<std::int64_t>(kRows); rows -= static_cast<std::int64_t>(kRows)) {
+        Vec<A> w[kCount];
         const auto load = [&](std::int64_t c) HWY_ATTR {
-            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
-                w[v] = hn::Load(d, score + c + static_cast<std::int64_t>(v) * kWidth<A>);
-            });
+            ForEach<kCount>([&](std::size_t i) HWY_ATTR { w[i] = hn::Load(d, scores + at(i, c)); });
         };
         load(0);
-        auto largest = w[0];
-        if constexpr (kWholeRow) {
-            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR { largest = hn::Max(largest, w[v]); });
-        } else {
-            for (std::int64_t c = kWidth<A>; c < end; c += kWidth<A>) {
-                largest = hn::Max(largest, hn::Load(d, score + c));
+        Vec<A> largest[kRows];
+        ForEach<kRows>([&](std::size_t r) HWY_ATTR { largest[r] = w[r * kVectors]; });
+        ForEach<kCount>([&](std::size_t i) HWY_ATTR { largest[i / kVectors] = hn::Max(largest[i / kVectors], w[i]); });
+        for (std::int64_t c = kStep; c < end; c += kWidth<A>) {
+            largest[0] = hn::Max(largest[0], hn::Load(d, scores + c));
+        }
+        ForEach<kRows>([&](std::size_t r) HWY_ATTR {
+            const auto most = kScaled ? hn::Mul(largest[r], factor) : largest[r];
+            A& reference = softmax.reference[r];
+            if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(most, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
+                MoveReference<A, Weights>(most, &reference, softmax.sums + r * kLanes,
+                                          context + static_cast<std::int64_t>(r) * padded(width), padded(width));
             }
-        }
-        largest = kScaled ? hn::Mul(largest, factor) : largest;
-        A& reference = softmax.reference[r];
-        if (HWY_UNLIKELY(!hn::AllFalse(d, hn::Gt(largest, hn::Set(d, reference + SoftmaxRows<A>::kSlack))))) {
-            MoveReference<A, Weights>(largest, &reference, sums, context + r * padded(width), padded(width));
-        }
-        // A row of nothing but −∞ must not become −∞ − −∞.
-        const typename Weights::Row exp(reference == kMinusInfinity<A> ? A(0) : reference);
-        auto sum = hn::Load(d, sums);
+        });
         for (std::int64_t c = 0; c < end; c += kStep) {
-            if constexpr (!kWholeRow) {
+            if constexpr (!kStays) {
                 load(c);
             }
-            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR { w[v] = kScaled ? hn::Mul(w[v], factor) : w[v]; });
-            exp.template Of<true>(w);
-            ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
-                const std::int64_t at = c + static_cast<std::int64_t>(v) * kWidth<A>;
-                sum = hn::Add(sum, w[v]);
-                if (factors != nullptr) {
-                    w[v] = hn::Mul(w[v], hn::Load(d, factors + r * kKeyTile + at));
-                }
-                Weights::Put(w[v], weight, at);
+            ForEach<kRows>([&](std::size_t r) HWY_ATTR {
+                // A row of nothing but −∞ must not become −∞ − −∞.
+                const A reference = softmax.reference[r];
+                const typename Weights::Row row(reference == kMinusInfinity<A> ? A(0) : reference);
+                ForEach<kVectors>([&](std::size_t v) HWY_ATTR {
+                    auto& x = w[r * kVectors + v];
+                    x = row.Above(kScaled ? hn::Mul(x, factor) : x);
+                });
+            });
+            Weights::template ExpAbove<true>(w);
+            ForEach<kRows>([&](std::size_t r) HWY_ATTR {
+                A* sums = softmax.sums + r * kLanes;
+                auto sum = hn::Load(d, sums);
+                ForEach<kVectors>([&](std::size_t v) HWY_ATTR {
+                    const std::size_t i = r * kVectors + v;
+                    sum = hn::Add(sum, w[i]);
+                    if (factors != nullptr) {
+                        w[i] = hn::Mul(w[i], hn::Load(d, factors + at(i, c)));
+                    }
+                    Weights::Put(w[i], weights + at(r * kVectors, 0), at(v, c));
+                });
+                hn::Store(sum, d, sums);
             });
         }
-        hn::Store(sum, d, sums);
+        scores += at(kCount, 0);
+        weights += at(kCount, 0);
+        factors = factors == nullptr ? nullptr : factors + at(kCount, 0);
+        softmax.reference += kRows;
+        softmax.sums += kRows * kLanes;
+        context += static_cast<std::int64_t>(kRows) * padded(width);
+    }
+    if constexpr (kRows > 1) {
+        if (rows > 0) {
+            SoftenRows<A, Weights, kScaled, kVectors, 1>(weights, scores, scale, factors, softmax, context, width, rows,
+                                                         columns);
+        }
     }
 }
 
 template <class A, class Weights>
 void Soften(A* weights, const A* scores, A scale, const A* factors, const SoftmaxRows<A>& softmax, A* context,
             std::int64_t width, std::int64_t rows, std::int64_t columns) {
-    const auto soften = scale == A(1) ? SoftenRows<A, Weights, false> : SoftenRows<A, Weights, true>;
-    soften(weights, scores, scale, factors, softmax, context, width, rows, columns);
+    const auto soften = [&]<std::size_t kVectors>() HWY_ATTR {
+        const auto all =
+            scale == A(1) ? SoftenRows<A, Weights, false, kVectors> : SoftenRows<A, Weights, true, kVectors>;
+        all(weights, scores, scale, factors, softmax, context, width, rows, columns);
+    };
+    if (kAtOnce<A> > 1 && columns <= kWidth<A>) {
+        soften.template operator()<1>();
+    } else {
+        soften.template operator()<kAtOnce<A>>();
+    }
 }
 
 template <class A, class Weights>
 void Weigh(A* weights, const A* scores, const A* base, std::int64_t rows) {
     const Tag<A> d;
     for (std::int64_t r = 0; r < rows; ++r) {
-        const typename Weights::Row exp(base[r] == kMinusInfinity<A> ? A(0) : base[r]);
+        const typename Weights::Row row(base[r] == kMinusInfinity<A> ? A(0) : base[r]);
         for (std::int64_t c = 0; c < kKeyTile; c += kWidth<A>) {
-            Vec<A> w[1] = {hn::Load(d, scores + r * kKeyTile + c)};
-            exp.template Of<false>(w);
+            Vec<A> w[1] = {row.Above(hn::Load(d, scores + r * kKeyTile + c))};
+            Weights::template ExpAbove<false>(w);
             hn::Store(w[0], d, weights + r * kKeyTile + c);
         }
     }
@@ -244,14 +276,14 @@ void ScoreGradients(A* HWY_RESTRICT weights, A* HWY_RESTRICT gradients, const A*
     const Tag<A> d;
     constexpr std::int64_t kStep = static_cast<std::int64_t>(kAtOnce<A>) * kWidth<A>;
     for (std::int64_t r = 0; r < rows; ++r) {
-        const typename Weights::Row exp(lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
+        const typename Weights::Row row(lse[r] == kMinusInfinity<A> ? A(0) : lse[r]);
         const auto row_delta = hn::Set(d, delta[r]);
         for (std::int64_t begin = r * kKeyTile; begin < (r + 1) * kKeyTile; begin += kStep) {
             Vec<A> w[kAtOnce<A>];
             ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
-                w[v] = hn::Load(d, scores + begin + static_cast<std::int64_t>(v) * kWidth<A>);
+                w[v] = row.Above(hn::Load(d, scores + begin + static_cast<std::int64_t>(v) * kWidth<A>));
             });
-            exp.template Of<false>(w);
+            Weights::template ExpAbove<false>(w);
             ForEach<kAtOnce<A>>([&](std::size_t v) HWY_ATTR {
                 const std::int64_t at = begin + static_cast<std::int64_t>(v) * kWidth<A>;
                 auto weight = w[v];

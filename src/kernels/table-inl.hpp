@@ -88,10 +88,10 @@ const A* PackValues(A* room, const Rows& rows, std::int64_t width) {
 }
 
 /// visit(first row, rows, columns) for all rows at once, or under a diagonal for blocks of them, whose columns are even
-/// in number where there is another one.
+/// in number where there is another one. At most `least` columns are not worth it.
 template <class Visit>
-HWY_INLINE void ForRowBlocks(const Columns& columns, std::int64_t rows, const Visit& visit) {
-    if (!columns.slanted()) {
+HWY_INLINE void ForRowBlocks(const Columns& columns, std::int64_t rows, const Visit& visit, std::int64_t least = 0) {
+    if (!columns.slanted() || columns.all <= least) {
         visit(std::int64_t{0}, rows, columns.all);
         return;
     }
@@ -122,10 +122,11 @@ HWY_INLINE void ForColumnBlocks(const Columns& columns, std::int64_t rows, const
 template <class A>
 void MultiplyKeys(A* scores, const A* queries, const A* keys, std::int64_t rows, Columns columns, std::int64_t width,
                   Ahead* ahead) {
-    ForRowBlocks(columns, rows, [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
+    const auto multiply = [&](std::int64_t first, std::int64_t count, std::int64_t here) HWY_ATTR {
         Multiply(scores + first * kKeyTile, kKeyTile, Left<A>{queries + first * padded(width), padded(width), 1},
                  Right<A>{keys, kPanel<A>, kPanel<A> * padded(width)}, count, width, padded(here), ahead);
-    });
+    };
+    ForRowBlocks(columns, rows, multiply, kWidth<A>);
 }
 
 template <class A>
