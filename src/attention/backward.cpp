@@ -138,8 +138,8 @@ void run_panels(const BackwardSetup<A>& setup, const Plan& plan, const Workspace
             setup, plan, workspace, runtime, panels.chains, [&](BackwardScratch<A>& scratch, std::int64_t number) {
                 const Chain chain = chain_of(number);
                 const std::int64_t count = panels.count(problem, chain.sequence.queries);
-                for (std::int64_t panel = 0; panel < count; ++panel) {
-                    panel_gradients(setup, chain, panel, {}, scratch.chain_sums, scratch, statistics);
+                for (std::int64_t place = 0; place < count; ++place) {
+                    panel_gradients(setup, chain, place, {}, scratch.chain_sums, scratch, statistics);
                 }
             });
         return;
@@ -150,14 +150,14 @@ void run_panels(const BackwardSetup<A>& setup, const Plan& plan, const Workspace
         std::construct_at(room.progress + item, 0);
     }
     const auto work = [&](BackwardScratch<A>& scratch, std::int64_t item) {
-        const std::int64_t panel = item % panels.most_panels;
+        const std::int64_t place = item % panels.most_panels;
         const Chain chain = chain_of(item / panels.most_panels);
-        if (panel >= panels.count(problem, chain.sequence.queries)) {
+        if (place >= panels.count(problem, chain.sequence.queries)) {
             return;
         }
         A* sums = setup.gathers ? room.sums + item / panels.most_panels * sums_room(setup) : nullptr;
-        const PanelTurn turn{panel == 0 ? nullptr : room.progress + item - 1, room.progress + item};
-        panel_gradients(setup, chain, panel, adds_to_keys ? turn : PanelTurn{}, sums, scratch, statistics);
+        const PanelTurn turn{place == 0 ? nullptr : room.progress + item - 1, room.progress + item};
+        panel_gradients(setup, chain, place, adds_to_keys ? turn : PanelTurn{}, sums, scratch, statistics);
     };
     run_items<BackwardScratch<A>>(setup, plan, workspace, runtime, items, work, ItemOrder::ascending);
 }

@@ -3,15 +3,17 @@
 // A chain is a key head of one sequence with all queries of its group. They pass in panels, the keys in tiles:
 //
 //               keys →   0     1     2     3
-//     panel 0          │ ■ ──► ■ ──► ■ ──► ■     dQ of the panel: summed along the row, in its task's own memory
+//     panel 1          │ ■ ──► ■ ──► ■ ──► ■     dQ of the panel: summed along the row, in its task's own memory
 //                      │ │     │     │     │
-//     panel 1          ▼ ■ ──► ■ ──► ■ ──► ■     dK, dV of a tile: summed down the column
+//     panel 0          ▼ ■ ──► ■ ──► ■ ──► ■     dK, dV of a tile: summed down the column
 //
 // Both orders are fixed, so the bits do not depend on who works on which panel. Two threads work on neighbouring panels
-// of one chain at once: the second follows the first at a distance of one tile.
+// of one chain at once: the second follows the first at a distance of one tile. The last queries come first: with a
+// causal mask their panel is the longest, and short ones fill up the finish.
 #pragma once
 
 #include <atomic>
+#include <ranges>
 #include <thread>
 
 #include "attention/backward_tile.hpp"
@@ -22,6 +24,28 @@ struct Chain {
     Sequence sequence;
     std::int64_t kv_head = 0;
 };
+
+/// Tiles [begin, end) of keys.
+struct KeyTiles {
+    std::int64_t begin = 0;
+    std::int64_t end = 0;
+
+    [[nodiscard]] bool has(std::int64_t tile) const { return begin <= tile && tile < end; }
+};
+
+/// Those that the queries of the panel at a place of the chain's order may meet: none where there is no such place.
+/// Later queries begin and end no earlier. So of the panels that meet a tile each follows right after the other, and
+/// among neighbours it shows who is the first and who the last.
+[[nodiscard]] inline KeyTiles tiles_met(const Problem& problem, const Panels& panels, const Sequence& sequence,
+                                        std::int64_t place) {
+    const std::int64_t count = panels.count(problem, sequence.queries);
+    const std::int64_t row = panels.first_query(problem, count - 1 - place);
+    if (place < 0 || place >= count || row >= sequence.queries) {
+        return {};
+    }
+    const KeyRange needed = needed_keys(sequence, row, std::min(panels.cut.tokens, sequence.queries - row));
+    return needed.begin < needed.end ? KeyTiles{needed.begin / kKeyTile, tiles_of(needed.end, kKeyTile)} : KeyTiles{};
+}
 
 /// Tiles of keys that panels are done with: those of the panel before must be ahead. Nothing, where one task takes the
 /// panels one after another or nothing is added to keys.
@@ -136,20 +160,20 @@ template <class A>
     return covered != Coverage::none && prepare_mask(problem, setup.kernels, tile, scratch.scores);
 }
 
-/// Everything that the queries of one panel give and get.
+/// Everything that the queries of one panel, `place` in the chain's order, give and get.
 template <class A>
-void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int64_t panel, const PanelTurn& turn,
+void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int64_t place, const PanelTurn& turn,
                      A* room, BackwardScratch<A>& scratch, const RowStatistics<A>& statistics) {
     const BackwardCall& call = setup.call;
     const Problem& problem = call.problem;
     const Sequence& sequence = chain.sequence;
     const RowCut& cut = setup.panels.cut;
-    const std::int64_t pieces = std::max<std::int64_t>(1, cut.head_pieces(problem));
-    const std::int64_t begin = panel / pieces * cut.tokens;
-    const std::int64_t first_head = chain.kv_head * problem.group + panel % pieces * cut.heads;
+    const std::int64_t panels = setup.panels.count(problem, sequence.queries);
+    const std::int64_t panel = panels - 1 - place;
+    const std::int64_t begin = setup.panels.first_query(problem, panel);
+    const std::int64_t first_head =
+        chain.kv_head * problem.group + panel % setup.panels.head_pieces(problem) * cut.heads;
     const std::int64_t end_head = std::min(first_head + cut.heads, (chain.kv_head + 1) * problem.group);
-    const bool first = panel == 0;
-    const bool last = panel + 1 == setup.panels.count(problem, sequence.queries);
 
     std::int64_t count = 0;
     for (std::int64_t row = begin; row < std::min(begin + cut.tokens, sequence.queries); row += kQueryTile) {
@@ -163,8 +187,29 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
     }
     const std::span tiles(scratch.tiles, static_cast<std::size_t>(count));
     const ChainSums<A> chain_sums(setup, chain, scratch, room);
-    for (std::int64_t column = 0; column < sequence.keys; column += kKeyTile) {
-        turn.wait(column / kKeyTile);
+    if (place == 0) {  // keys that no query meets
+        KeyTiles met;
+        for (std::int64_t at = 0; at < panels; ++at) {
+            const KeyTiles own = tiles_met(problem, setup.panels, sequence, at);
+            if (own.begin < own.end) {
+                met = met.begin < met.end ? KeyTiles{own.begin, met.end} : own;
+            }
+        }
+        for (std::int64_t tile = 0; tile < tiles_of(sequence.keys, kKeyTile); ++tile) {
+            if (!met.has(tile)) {
+                chain_sums.finish(chain_sums.take(tile * kKeyTile, true), tile * kKeyTile);
+            }
+        }
+    }
+    const KeyTiles before = tiles_met(problem, setup.panels, sequence, place - 1);
+    const KeyTiles own = tiles_met(problem, setup.panels, sequence, place);
+    const KeyTiles after = tiles_met(problem, setup.panels, sequence, place + 1);
+    for (std::int64_t column = own.begin * kKeyTile; column < own.end * kKeyTile; column += kKeyTile) {
+        const bool first = !before.has(column / kKeyTile);
+        const bool last = !after.has(column / kKeyTile);
+        if (!first) {
+            turn.wait(column / kKeyTile);
+        }
         // Keys from end_key on are nobody's: they are not read, and their gradients stay 0.
         const std::int64_t columns = std::min({kKeyTile, sequence.keys - column, sequence.end_key - column});
         std::optional<KeySums<A>> sums;
@@ -172,7 +217,7 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
             sums = chain_sums.take(column, first);
         }
         bool loaded = false;
-        for (QueryTile<A>& rows : tiles) {
+        for (QueryTile<A>& rows : std::views::reverse(tiles)) {  // as panels are: how they are cut never shows
             Tile tile;
             if (!meet(setup, sequence, rows, column, columns, scratch, tile)) {
                 continue;

@@ -41,6 +41,13 @@ struct Panels {
     [[nodiscard]] std::int64_t count(const Problem& problem, std::int64_t queries) const {
         return std::max<std::int64_t>(1, tiles_of(queries, cut.tokens) * cut.head_pieces(problem));
     }
+    /// Pieces that the heads of a group are cut into, the panels of the same queries.
+    [[nodiscard]] std::int64_t head_pieces(const Problem& problem) const {
+        return std::max<std::int64_t>(1, cut.head_pieces(problem));
+    }
+    [[nodiscard]] std::int64_t first_query(const Problem& problem, std::int64_t panel) const {
+        return panel / head_pieces(problem) * cut.tokens;
+    }
 
     RowCut cut;
     std::int64_t chains = 0;       // key heads of all sequences

@@ -110,6 +110,7 @@ public:
           problem_(call.problem),
           plan_(plan),
           setup_(call, runtime, {}),
+          alike_(tells_no_heads(problem_)),
           runtime_(runtime),
           workspace_(plan.plan, call.extras.workspace),
           shared_(share()) {}
@@ -239,6 +240,19 @@ private:
                 problem_.mask.bias_view ? span.scores.bias + row * kKeyTile : nullptr, span.scores.allowed + row};
     }
 
+    /// Calls visit(head, query, queries, rows, place in the tile) for the rows of each head, or once for those of all
+    /// heads: of one query each, with nothing that tells heads apart.
+    template <class Visit>
+    void for_each_part(const PackedTile& packed, const Visit& visit) const {
+        if (alike_ && packed.sequence.queries == 1) {
+            visit(packed.kv_head * problem_.group + packed.begin, 0, 1, packed.rows, 0);
+            return;
+        }
+        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
+            visit(head, query, count, count, at);
+        });
+    }
+
     /// Products and softmax of all packed rows at once; before and between them, each head minds its own mask.
     void attend_tile(const PackedTile& packed, KeyTile<A> keys, KeyPass& pass, const Scratch& scratch) const {
         const RowTile<A> rows = scratch.span_rows(packed.rows);
@@ -250,15 +264,21 @@ private:
             tile.full = covered == Coverage::full && !problem_.masks_single_scores();
             return tile;
         };
-        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
+        for_each_part(packed, [&](std::int64_t head, std::int64_t query, std::int64_t queries, std::int64_t count,
+                                  std::int64_t at) {
             Coverage covered = Coverage::none;
-            Tile tile = tile_of(head, query, count, covered);
+            Tile tile = tile_of(head, query, queries, covered);
             const ScoreScratch<A> own = scores_from(span, at);
             unmasked = unmasked && tile.full;
             if (covered == Coverage::none) {
                 std::fill_n(own.allowed, count, std::uint64_t{0});
-            } else if (prepare_mask(problem_, setup_.kernels, tile, own) &&
-                       !keys.packed) {  // by the first head that needs them
+                return;
+            }
+            const bool needed = prepare_mask(problem_, setup_.kernels, tile, own);
+            if (!tile.full) {
+                std::fill_n(own.allowed + queries, count - queries, *own.allowed);  // what one may see, all may
+            }
+            if (needed && !keys.packed) {  // by the first head that needs them
                 pack(setup_, packed.sequence, packed.kv_head, pass, keys, span);
             }
         });
@@ -266,9 +286,11 @@ private:
             return;
         }
         multiply_query_key(setup_, rows, keys, span);
-        packed.for_each_head(problem_, [&](std::int64_t head, std::int64_t query, std::int64_t count, std::int64_t at) {
+        for_each_part(packed, [&](std::int64_t head, std::int64_t query, std::int64_t queries, std::int64_t count,
+                                  std::int64_t at) {
             Coverage covered = Coverage::none;
-            const Tile tile = tile_of(head, query, count, covered);
+            Tile tile = tile_of(head, query, queries, covered);
+            tile.rows = count;
             finish_scores(problem_, setup_.kernels, tile, scores_from(span, at), setup_.product_scale);
             if (problem_.dropout) {
                 dropout_factors(setup_.kernels, problem_, tile, span.factors + at * kKeyTile);
@@ -311,6 +333,7 @@ private:
     const Problem& problem_;
     const DecodePlan& plan_;
     ForwardSetup<A> setup_;
+    bool alike_;
     const Runtime& runtime_;
     Workspace workspace_;
     DecodeShared<A> shared_;

@@ -14,12 +14,16 @@ namespace qkv::detail {
            problem.score_function.apply == nullptr;
 }
 
+/// Whether scores and masks of one query are those of any head.
+[[nodiscard]] inline bool tells_no_heads(const Problem& problem) {
+    return plain_scores(problem) && !problem.dropout && !problem.mask.allowed_view && !problem.mask.block_list;
+}
+
 /// Whether heads of a group, of one query each and all with the same keys to see, are rows of one tile.
 [[nodiscard]] inline bool stacks_heads(const ForwardCall& call) {
     const Problem& problem = call.problem;
-    return problem.queries == 1 && problem.group > 1 && plain_scores(problem) && !problem.dropout &&
-           !problem.packed() && !problem.mask.allowed_view && !problem.mask.block_list && !call.extras.weights &&
-           !call.extras.scores;
+    return problem.queries == 1 && problem.group > 1 && tells_no_heads(problem) && !problem.packed() &&
+           !call.extras.weights && !call.extras.scores;
 }
 
 template <class A>

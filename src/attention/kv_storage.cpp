@@ -6,6 +6,7 @@
 
 #include "attention/key_value.hpp"
 #include "core/check.hpp"
+#include "core/large_pages.hpp"
 
 namespace qkv::detail {
 
@@ -33,11 +34,16 @@ KeyValueBlocks block_layout(const KvLayout& layout, const KvPolicy& policy) {
 
 BlockPool::BlockPool(std::int64_t blocks, std::int64_t block_bytes) {
     const std::int64_t bytes = checked_multiply(blocks, block_bytes, "KvCache: bytes of the pool");
+    // Blocks that share a huge page are written one after another. Of larger ones, a contiguous cache's, each head
+    // would begin pages of its own, and hold all of them from its first token on.
+    const bool huge =
+        static_cast<std::size_t>(block_bytes) <= kHugePage && static_cast<std::size_t>(bytes) >= 2 * kHugePage;
+    const std::size_t alignment = huge ? kHugePage : static_cast<std::size_t>(kAlignment);
     try {
         holders_.resize(static_cast<std::size_t>(blocks));
         free_.resize(static_cast<std::size_t>(blocks));
         // calloc leaves untouched pages to the system: a pool costs what is written to it.
-        memory_.reset(std::calloc(static_cast<std::size_t>(bytes) + kAlignment, 1));
+        memory_.reset(std::calloc(static_cast<std::size_t>(bytes) + alignment, 1));
     } catch (const std::exception&) {  // bad_alloc and length_error both mean: it does not fit
         memory_.reset();
     }
@@ -45,7 +51,10 @@ BlockPool::BlockPool(std::int64_t blocks, std::int64_t block_bytes) {
         fail(ErrorCode::out_of_memory, "KvCache: no memory for ", blocks, " blocks of ", block_bytes, " bytes");
     }
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.get());
-    data_ = static_cast<std::byte*>(memory_.get()) + (kAlignment - address % kAlignment);
+    data_ = static_cast<std::byte*>(memory_.get()) + (alignment - address % alignment);
+    if (huge) {
+        wish_for_huge_pages(data_, static_cast<std::size_t>(bytes));
+    }
     for (std::int64_t block = 0; block < blocks; ++block) {
         free_[static_cast<std::size_t>(block)] = blocks - 1 - block;
     }

@@ -2,10 +2,6 @@
 //
 // A step of a training frees the tensors that the next one asks for. To hand their pages to the kernel and have them
 // zeroed and mapped again, 2,000 times a step for the default model, was a tenth of its time.
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <array>
 #include <cstddef>
@@ -14,17 +10,17 @@
 #include <span>
 #include <thread>
 
+#include "core/large_pages.hpp"
 #include "qkv/tensor.hpp"
 
 namespace qkv::detail {
 
 namespace {
 
-/// The size of a huge page wherever there are any. The products of a layer walk down columns of rows that are kilobytes
-/// apart; with pages of 4 KiB the address of every other number is looked up anew.
-constexpr std::size_t kHugePage = std::size_t{2} << 20U;
 constexpr std::size_t kCacheLine = 64;
 
+/// The products of a layer walk down columns of rows that are kilobytes apart; with pages of 4 KiB the address of every
+/// other number is looked up anew.
 std::align_val_t alignment_of(std::size_t bytes) {
     return std::align_val_t(bytes < kHugePage ? kCacheLine : kHugePage);
 }
@@ -144,11 +140,9 @@ void* allocate_elements(std::size_t bytes) {
         }
     }
     void* const memory = fresh(bytes);
-#if defined(__linux__)
-    if (bytes >= kHugePage) {  // a wish: where it is not granted the pages are small
-        (void)::madvise(memory, bytes, MADV_HUGEPAGE);
+    if (bytes >= kHugePage) {
+        wish_for_huge_pages(memory, bytes);
     }
-#endif
     return memory;
 }
 
