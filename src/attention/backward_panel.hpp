@@ -47,6 +47,18 @@ struct KeyTiles {
     return needed.begin < needed.end ? KeyTiles{needed.begin / kKeyTile, tiles_of(needed.end, kKeyTile)} : KeyTiles{};
 }
 
+/// Those that any of them may meet: one range, since where one row's keys end the next row's do not begin later.
+[[nodiscard]] inline KeyTiles tiles_met_by_any(const Problem& problem, const Panels& panels, const Sequence& sequence) {
+    KeyTiles met;
+    for (std::int64_t place = 0; place < panels.count(problem, sequence.queries); ++place) {
+        const KeyTiles own = tiles_met(problem, panels, sequence, place);
+        if (own.begin < own.end) {
+            met = met.begin < met.end ? KeyTiles{own.begin, met.end} : own;
+        }
+    }
+    return met;
+}
+
 /// Tiles of keys that panels are done with: those of the panel before must be ahead. Nothing, where one task takes the
 /// panels one after another or nothing is added to keys.
 struct PanelTurn {
@@ -188,13 +200,7 @@ void panel_gradients(const BackwardSetup<A>& setup, const Chain& chain, std::int
     const std::span tiles(scratch.tiles, static_cast<std::size_t>(count));
     const ChainSums<A> chain_sums(setup, chain, scratch, room);
     if (place == 0) {  // keys that no query meets
-        KeyTiles met;
-        for (std::int64_t at = 0; at < panels; ++at) {
-            const KeyTiles own = tiles_met(problem, setup.panels, sequence, at);
-            if (own.begin < own.end) {
-                met = met.begin < met.end ? KeyTiles{own.begin, met.end} : own;
-            }
-        }
+        const KeyTiles met = tiles_met_by_any(problem, setup.panels, sequence);
         for (std::int64_t tile = 0; tile < tiles_of(sequence.keys, kKeyTile); ++tile) {
             if (!met.has(tile)) {
                 chain_sums.finish(chain_sums.take(tile * kKeyTile, true), tile * kKeyTile);

@@ -58,15 +58,6 @@ struct Elements<Pair> {
         return sum;
     }
 };
-/// Keys as they are stored are pairs already.
-template <>
-struct Places<Pair, BFloat16> {
-    static constexpr std::int64_t kEach = 1;
-    template <std::int64_t kWhich>
-    static HWY_INLINE Vec<float> Numbers(Vec<float> places) {
-        return places;
-    }
-};
 [[nodiscard]] HWY_INLINE const Pair* Pairs(const float* packed) { return reinterpret_cast<const Pair*>(packed); }
 
 /// Pairs of rows of `width` numbers that are filled up with zeros to a multiple of kStep.

@@ -24,9 +24,13 @@ struct StoredKeys {
     std::int64_t count;
 };
 
-/// kEach elements of L stand in a place of stored numbers T: Numbers<which>(places) for each of them.
+/// kEach elements of L stand in a place of stored numbers T, and number `which` of each place is Numbers(places,
+/// which): the place itself, or half of it.
 template <class L, class T>
-struct Places;
+struct Places {
+    static constexpr std::int64_t kEach = 1;
+    static HWY_INLINE Vec<float> Numbers(Vec<float> places, std::int64_t /*which*/) { return places; }
+};
 
 #if HWY_TARGET == HWY_SCALAR
 
@@ -40,34 +44,23 @@ template <class A>
 inline constexpr std::int64_t kFewKeyRows = std::is_same_v<A, float> ? 8 : 0;
 
 template <>
-struct Places<float, float> {
-    static constexpr std::int64_t kEach = 1;
-    template <std::int64_t kWhich>
-    static HWY_INLINE Vec<float> Numbers(Vec<float> places) {
-        return places;
-    }
-};
-template <>
 struct Places<float, BFloat16> {
     static constexpr std::int64_t kEach = 2;
-    template <std::int64_t kWhich>
-    static HWY_INLINE Vec<float> Numbers(Vec<float> places) {
-        const Tag<float> d;
+    static HWY_INLINE Vec<float> Numbers(Vec<float> places, std::int64_t which) {
         const hn::RebindToUnsigned<Tag<float>> du;
         const auto bits = hn::BitCast(du, places);
-        return hn::BitCast(d, kWhich == 0 ? hn::ShiftLeft<16>(bits) : hn::And(bits, hn::Set(du, 0xFFFF0000U)));
+        return hn::BitCast(Tag<float>(),
+                           which == 0 ? hn::ShiftLeft<16>(bits) : hn::And(bits, hn::Set(du, 0xFFFF0000U)));
     }
 };
 template <>
 struct Places<float, Float16> {
     static constexpr std::int64_t kEach = 2;
-    template <std::int64_t kWhich>
-    static HWY_INLINE Vec<float> Numbers(Vec<float> places) {
-        const hn::RebindToUnsigned<Tag<float>> du;
+    static HWY_INLINE Vec<float> Numbers(Vec<float> places, std::int64_t which) {
         const hn::Rebind<std::uint16_t, Tag<float>> d16;
         const hn::Rebind<hwy::float16_t, Tag<float>> half;
-        const auto bits = hn::BitCast(du, places);
-        const auto halves = hn::TruncateTo(d16, kWhich == 0 ? bits : hn::ShiftRight<16>(bits));
+        const auto bits = hn::BitCast(hn::RebindToUnsigned<Tag<float>>(), places);
+        const auto halves = hn::TruncateTo(d16, which == 0 ? bits : hn::ShiftRight<16>(bits));
         return hn::PromoteTo(Tag<float>(), hn::BitCast(half, halves));
     }
 };
@@ -100,18 +93,13 @@ HWY_INLINE void MultiplyStrips(float* HWY_RESTRICT scores, const Left<L>& left, 
             HWY_UNROLL(4)
             for (std::int64_t c = 0; c < 4; ++c) {
                 asked.step();
-                const Vec<float> first = Places<L, T>::template Numbers<0>(columns[c]);
-                HWY_UNROLL(8)
-                for (unsigned r = 0; r < kRows; ++r) {
-                    const L* at = a + r * left.row_step + c * kEach;
-                    sums[r][s] = Elements<L>::AddProduct(sums[r][s], Elements<L>::Repeated(at), first);
-                }
-                if constexpr (kEach == 2) {
-                    const Vec<float> second = Places<L, T>::template Numbers<1>(columns[c]);
+                HWY_UNROLL(2)
+                for (std::int64_t n = 0; n < kEach; ++n) {
+                    const Vec<float> numbers = Places<L, T>::Numbers(columns[c], n);
                     HWY_UNROLL(8)
                     for (unsigned r = 0; r < kRows; ++r) {
-                        const L* at = a + r * left.row_step + c * kEach + 1;
-                        sums[r][s] = Elements<L>::AddProduct(sums[r][s], Elements<L>::Repeated(at), second);
+                        const L* at = a + r * left.row_step + c * kEach + n;
+                        sums[r][s] = Elements<L>::AddProduct(sums[r][s], Elements<L>::Repeated(at), numbers);
                     }
                 }
             }
